@@ -1,0 +1,286 @@
+"""Every check and every error message: ``<argument> must <rule>; got <value>[ at index <i>]``.
+
+The first half checks options, when a loss is made; the second half arrays, when it is called, before anything is
+written. Values inside large arrays (targets, weights) are surveyed by the engine, in parallel; what it finds is put
+into words here.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+REDUCTIONS = ("none", "sum", "mean")
+INPUTS = ("logits", "log_probs", "probs")
+# Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
+OVERLAP_WORK = 10_000
+
+
+def fail(
+    error: type[Exception], argument: str, rule: str, got: object, index: int | tuple[int, ...] | None = None
+) -> NoReturn:
+    """Raise ``error`` in the grammar of this library."""
+    where = "" if index is None or index == () else f" at index {index}"
+    raise error(f"{argument} must {rule}; got {got}{where}")
+
+
+def plain(value: Any) -> Any:
+    """A NumPy scalar as the Python number it is, for messages."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def index_of(flat: int, shape: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Position ``flat`` of an array as its user would write it."""
+    position = tuple(int(i) for i in np.unravel_index(flat, shape)) if shape else ()
+    return position[0] if len(position) == 1 else position
+
+
+def joined(choices: tuple[str, ...]) -> str:
+    """'a', 'b', 'c'."""
+    return ", ".join(repr(choice) for choice in choices)
+
+
+# ---- options ----
+
+
+def option_among(argument: str, value: Any, choices: tuple[str, ...]) -> str:
+    """A string out of a fixed set."""
+    if not isinstance(value, str):
+        fail(TypeError, argument, f"be one of {joined(choices)}", repr(value))
+    if value not in choices:
+        fail(ValueError, argument, f"be one of {joined(choices)}", repr(value))
+    return value
+
+
+def option_integer(argument: str, value: Any, *, or_none: bool = False) -> int | None:
+    """An integer, or None where that is allowed."""
+    if value is None and or_none:
+        return None
+    rule = "be an integer or None" if or_none else "be an integer"
+    if isinstance(value, bool | np.bool_):
+        fail(TypeError, argument, rule, value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        fail(TypeError, argument, rule, repr(value) if isinstance(value, str) else value)
+
+
+def option_fraction(argument: str, value: Any) -> float:
+    """A real number in [0, 1]."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
+        fail(TypeError, argument, "be a real number", repr(value))
+    number = float(value)
+    if not 0 <= number <= 1:
+        fail(ValueError, argument, "be in [0, 1]", number)
+    return number
+
+
+def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, ...] | None:
+    """None, 'balanced', a mapping {class: weight} or a 1-D array, made immutable."""
+    rule = "be None, 'balanced', a dict or a 1-D array"
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value != "balanced":
+            fail(ValueError, "class_weight", rule, repr(value))
+        return value
+    if isinstance(value, Mapping):
+        return MappingProxyType({_class_key(k): _weight(w, _class_key(k)) for k, w in value.items()})
+    try:
+        weights = np.asarray(value)
+    except (TypeError, ValueError):
+        fail(TypeError, "class_weight", rule, repr(value))
+    if weights.ndim != 1 or (weights.dtype.kind not in "buif" and weights.size):
+        if weights.ndim == 0 or weights.dtype.kind not in "buif":
+            fail(TypeError, "class_weight", rule, _described(value, weights))
+        fail(ValueError, "class_weight", rule, f"shape {weights.shape}")
+    return tuple(_weight(w, i) for i, w in enumerate(weights.tolist()))
+
+
+def _described(value: Any, array: Array) -> str:
+    return repr(value) if array.ndim == 0 else f"{array.dtype} of shape {array.shape}"
+
+
+def _class_key(key: Any) -> int:
+    try:
+        return operator.index(key)
+    except TypeError:
+        fail(TypeError, "class_weight", "have integer keys", repr(key))
+
+
+def _weight(value: Any, index: int) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        fail(TypeError, "class_weight", "be finite and >= 0", repr(value), index)
+    if not 0 <= weight < math.inf:
+        fail(ValueError, "class_weight", "be finite and >= 0", weight, index)
+    return weight
+
+
+# ---- arrays ----
+
+
+def native(array: Array) -> Array:
+    """The array in the machine's byte order and aligned; a copy only where it is not."""
+    if array.dtype.isnative and array.flags.aligned:
+        return array
+    return array.astype(array.dtype.newbyteorder("="), order="K")
+
+
+def logits(argument: str, values: Any) -> Array:
+    """A float32 or float64 array of at least one axis; lists, integers and booleans become float64."""
+    array = np.asarray(values)
+    if array.dtype.kind in "bui":
+        array = array.astype(np.float64)
+    elif array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+        rule = "be float32 or float64, or integers, booleans or lists of numbers"
+        fail(TypeError, argument, rule, array.dtype)
+    if array.ndim == 0:
+        fail(ValueError, argument, "have at least 1 dimension", 0)
+    return array
+
+
+def axis_of(axis: int, ndim: int) -> int:
+    """The axis counted from the front."""
+    if not -ndim <= axis < ndim:
+        fail(ValueError, "axis", f"be in [{-ndim}, {ndim})", axis)
+    return axis % ndim
+
+
+def n_classes(array: Array, axis: int) -> int:
+    """The length of the class axis, at least 1."""
+    if array.shape[axis] == 0:
+        fail(ValueError, "logits", "have at least 1 class", f"shape {array.shape}")
+    return array.shape[axis]
+
+
+def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
+    """Class indices of the shape of the logits less the class axis, or probabilities of the shape of the logits."""
+    array = np.asarray(values)
+    row_shape = logits_shape[:axis] + logits_shape[axis + 1 :]
+    rule = f"be integer class indices of shape {row_shape} or probabilities of shape {logits_shape}"
+    got = f"{array.dtype} of shape {array.shape}"
+    if array.size == 0 and array.dtype == np.float64 and isinstance(values, list) and array.shape == row_shape:
+        array = array.astype(np.int64)  # an empty list says nothing about its dtype
+    is_index, is_float = array.dtype.kind in "bui", array.dtype.kind == "f"
+    if not (is_index or is_float) or (is_float and array.shape == row_shape != logits_shape):
+        fail(TypeError, "target", rule, got)
+    if array.shape != (row_shape if is_index else logits_shape):
+        fail(ValueError, "target", rule, got)
+    if is_float and array.dtype.itemsize not in (4, 8):
+        array = array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
+    return native(array)
+
+
+def sample_weight(values: Any, row_shape: tuple[int, ...]) -> Array | None:
+    """One weight per sample or per row, as an array of the shape of the rows (broadcast, not copied)."""
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.dtype.kind not in "buif":
+        fail(TypeError, "sample_weight", "be real numbers", array.dtype)
+    per_sample = row_shape[:1]
+    if array.shape not in (per_sample, row_shape):
+        shapes = f"{per_sample} or {row_shape}" if len(row_shape) > 1 else f"{row_shape}"
+        fail(ValueError, "sample_weight", f"have shape {shapes}", f"shape {array.shape}")
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+        array = array.astype(np.float64)
+    array = native(array)
+    if array.shape != row_shape:
+        array = np.broadcast_to(array.reshape(per_sample + (1,) * (len(row_shape) - 1)), row_shape)
+    return array
+
+
+def class_weight(weights: Any, k: int, dtype: np.dtype[Any]) -> Array:
+    """The option as an array of one weight per class; ``weights`` is a tuple or a mapping, see option_class_weight."""
+    if isinstance(weights, Mapping):
+        for key in weights:
+            if not 0 <= key < k:
+                fail(ValueError, "class_weight", f"have keys in [0, {k})", key)
+        array = np.ones(k, dtype)
+        for key, weight in weights.items():
+            array[key] = weight
+        return array
+    if len(weights) != k:
+        fail(ValueError, "class_weight", f"have shape ({k},)", f"shape ({len(weights)},)")
+    return np.asarray(weights, dtype)
+
+
+def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A writable array of this shape and dtype that does not overlap itself."""
+    if not isinstance(values, np.ndarray):
+        fail(TypeError, argument, "be a NumPy array", type(values).__name__)
+    if values.dtype != dtype and values.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        fail(TypeError, argument, f"have dtype {dtype}", values.dtype)
+    if values.shape != shape:
+        fail(ValueError, argument, f"have shape {shape}", values.shape)
+    if not values.flags.writeable:
+        fail(ValueError, argument, "be writable", "a read-only array")
+    if any(stride == 0 and length > 1 for stride, length in zip(values.strides, shape, strict=True)):
+        fail(ValueError, argument, "not overlap itself", f"strides {values.strides}")
+    return values
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays share memory (or it would take too long to find out)."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=OVERLAP_WORK)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether element for element the two are one."""
+    place_a, place_b = a.__array_interface__["data"][0], b.__array_interface__["data"][0]
+    return bool(place_a == place_b and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype)
+
+
+def may_be_written(argument: str, out: Array, source: str, inputs: Array) -> None:
+    """An output may be the array it is computed from, but not a part of it."""
+    if not same_memory(out, inputs) and overlap(out, inputs):
+        fail(ValueError, argument, f"be {source} itself or not overlap it", "a partial overlap")
+
+
+def apart(argument: str, out: Array, **others: Any) -> None:
+    """An output must not overlap any of these."""
+    for name, other in others.items():
+        if isinstance(other, np.ndarray) and overlap(out, other):
+            fail(ValueError, argument, f"not overlap {name}", "an overlap")
+
+
+# ---- what the engine's survey found ----
+
+
+def explain_sample_weight(weights: Any) -> NoReturn:
+    """The first sample weight that is negative or not finite."""
+    array = np.asarray(weights)
+    flat = int(np.argmin(np.isfinite(array) & (array >= 0)))
+    value = plain(array.reshape(-1)[flat])
+    fail(ValueError, "sample_weight", "be finite and >= 0", value, index_of(flat, array.shape))
+
+
+def explain_target(targets: Array, k: int, ignore_index: int | None) -> NoReturn:
+    """The first class index out of range, or the first probability that is negative or not finite."""
+    if targets.dtype.kind == "f":
+        good, rule = np.isfinite(targets) & (targets >= 0), "be finite and >= 0"
+    else:
+        good, rule = (targets >= 0) & (targets < k), f"be in [0, {k})"
+        if ignore_index is not None:
+            good |= targets == ignore_index
+            rule += " or equal to ignore_index"
+    if good.all():
+        raise ValueError("target must not be changed by another thread during the call; got a value that was bad for a moment")
+    flat = int(np.argmin(good))
+    fail(ValueError, "target", rule, plain(targets.reshape(-1)[flat]), index_of(flat, targets.shape))

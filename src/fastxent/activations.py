@@ -1,0 +1,229 @@
+"""softmax, log_softmax and logsumexp along any axis, and balanced class weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastxent import _check
+from fastxent.cpu import run
+
+__all__ = ["balanced_class_weight", "log_softmax", "logsumexp", "softmax"]
+
+Array = npt.NDArray[Any]
+
+
+def _activation(x: Any, axis: Any, out: Any, log: bool) -> Array:
+    number = _check.option_integer("axis", axis)
+    assert number is not None
+    source = _check.logits("x", x)
+    position = _check.axis_of(number, source.ndim)
+    scores = _check.native(source)
+    if out is None:
+        result = np.empty_like(scores, subok=False)
+    else:
+        result = _check.output("out", out, source.shape, source.dtype)
+        _check.may_be_written("out", result, "x", source)
+    written = result if result.dtype.isnative and result.flags.aligned else np.empty_like(scores)
+    run.softmax(scores, axis=position, out=written, log=log)
+    if written is not result:
+        result[...] = written
+    return result
+
+
+def softmax(x: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
+    r"""Softmax along an axis.
+
+    :math:`p_c = e^{x_c} / \sum_j e^{x_j}`
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Any shape of at least one axis; integers, booleans and lists become float64.
+    axis : int, default -1
+        The axis whose elements sum to 1.
+    out : ndarray or None
+        Where the result is written: writable, shape and dtype of ``x``; may be ``x`` itself.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array in the memory order of ``x``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has a wrong type, or a wrong value or shape; before anything is written.
+
+    See Also
+    --------
+    log_softmax : its logarithm, without underflow.
+
+    Notes
+    -----
+    One +inf gives a one-hot row; several, nothing but -inf, or a NaN make that row NaN. Elements are within
+    (4 + max(x) - x_c) eps relative.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", 2021.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> fx.softmax([2.0, 1.0, 0.1]).round(4)
+    array([0.659 , 0.2424, 0.0986])
+    """
+    return _activation(x, axis, out, log=False)
+
+
+def log_softmax(x: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
+    r"""Logarithm of the softmax along an axis.
+
+    :math:`\log p_c = x_c - \log \sum_j e^{x_j}`
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Any shape of at least one axis; integers, booleans and lists become float64.
+    axis : int, default -1
+        The class axis.
+    out : ndarray or None
+        Where the result is written: writable, shape and dtype of ``x``; may be ``x`` itself.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array in the memory order of ``x``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has a wrong type, or a wrong value or shape; before anything is written.
+
+    See Also
+    --------
+    softmax : its exponential.
+    CrossEntropy : the loss of these, ``inputs="log_probs"``.
+
+    Notes
+    -----
+    Every element keeps its relative precision, that of the largest too, where ``scipy.special.log_softmax`` returns 0
+    (last example). One +inf gives 0 there and -inf elsewhere; several, nothing but -inf, or a NaN make the row NaN.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastxent as fx
+    >>> fx.log_softmax([1000.0, 1.0])
+    array([   0., -999.])
+    >>> print(fx.log_softmax(np.array([20.0, 0.0], dtype=np.float32)))
+    [-2.0611537e-09 -2.0000000e+01]
+    """
+    return _activation(x, axis, out, log=True)
+
+
+def logsumexp(x: npt.ArrayLike, *, axis: int = -1) -> Any:
+    r"""Logarithm of the sum of exponentials along an axis.
+
+    :math:`\log \sum_j e^{x_j}`
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Any shape of at least one axis; integers, booleans and lists become float64.
+    axis : int, default -1
+        The axis to sum along.
+
+    Returns
+    -------
+    ndarray or scalar
+        The shape of ``x`` less the axis, in its dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has a wrong type, or a wrong value or shape.
+
+    See Also
+    --------
+    log_softmax : x less this.
+
+    Notes
+    -----
+    The limits at infinity: any +inf gives inf, nothing but -inf (or no elements at all) -inf, a NaN NaN.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", 2021.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> float(fx.logsumexp([1000.0, 1000.0])).__round__(4)
+    1000.6931
+    """
+    number = _check.option_integer("axis", axis)
+    assert number is not None
+    source = _check.logits("x", x)
+    position = _check.axis_of(number, source.ndim)
+    scores = _check.native(source)
+    out = np.empty(scores.shape[:position] + scores.shape[position + 1 :], scores.dtype)
+    run.logsumexp(scores, axis=position, out=out)
+    return out[()]
+
+
+def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.float64]:
+    r"""Class weights inversely proportional to the classes' frequencies.
+
+    :math:`w_c = n / (n_\mathrm{classes} \cdot n_c)` for :math:`n` samples, :math:`n_c` of them of class :math:`c`.
+
+    Parameters
+    ----------
+    target : array_like of int
+        Class indices in [0, n_classes), any shape.
+    n_classes : int
+        Number of classes, at least 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_classes,)
+        The weights; 0 for a class without samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has a wrong type or value.
+
+    See Also
+    --------
+    CrossEntropy : ``class_weight="balanced"`` does this on each call.
+
+    References
+    ----------
+    G. King, L. Zeng, "Logistic Regression in Rare Events Data", Political Analysis 9, 2001.
+
+    Examples
+    --------
+    >>> import fastxent as fx
+    >>> fx.balanced_class_weight([0] * 90 + [1] * 10, 2).round(4)
+    array([0.5556, 5.    ])
+    """
+    k = _check.option_integer("n_classes", n_classes)
+    assert k is not None
+    if k < 1:
+        _check.fail(ValueError, "n_classes", "be at least 1", k)
+    labels = np.asarray(target)
+    if labels.size == 0:
+        return np.zeros(k)
+    if labels.dtype.kind not in "bui":
+        _check.fail(TypeError, "target", "be integer class indices", labels.dtype)
+    if ((labels < 0) | (labels >= k)).any():
+        _check.explain_target(labels, k, None)
+    return run.balanced(np.bincount(labels.reshape(-1).astype(np.intp, copy=False), minlength=k))

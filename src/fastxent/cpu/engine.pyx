@@ -1,0 +1,440 @@
+"""The CPU engine: binds arrays to a job, chooses threads, loops over blocks of rows.
+
+Design
+a) This file loops; it neither checks (``_check.py``) nor computes (``kernels/``).
+b) Arrays come as typed memoryviews of a fixed number of axes: [outer, inner, class] and [outer, inner]. They need no
+   NumPy C-API, so one module serves every CPython of the stable ABI. ``const`` views take read-only arrays.
+c) Rows are taken in blocks whose size depends on the shape alone. Each block leaves one partial sum, and these are
+   added in the order of the blocks: the same bits for any number of threads and any schedule.
+d) The number of threads is decided on each call (DESIGN 3.2). A fixed ``num_threads`` would override the limits of
+   threadpoolctl and joblib, so it is always at most ``omp_get_max_threads()`` unless the user asked for more.
+e) Blocks run in slices of bounded work; between slices signals are looked at, so that Ctrl-C works.
+f) Scratch memory is taken once, before the parallel region, which can therefore fail only before anything is written.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+
+
+cdef extern from "kernels/kernels.h" nogil:
+    enum:
+        FX_FLOAT32
+        FX_FLOAT64
+        FX_BAD_TARGET
+        FX_BAD_WEIGHT
+        FX_ALIGNMENT
+
+    ctypedef struct fx_array:
+        void *data
+        ptrdiff_t outer
+        ptrdiff_t inner
+        ptrdiff_t klass
+
+    ctypedef struct fx_job:
+        int64_t n_outer, n_inner, n_classes
+        fx_array logits, target, sample_weight, loss, grad, hess
+        const void *class_weight
+        double label_smoothing, scale
+        int64_t ignore_index
+        int has_ignore_index, task, inputs, target_type, sample_weight_type
+        int regime, stream
+        int64_t rows_per_block, n_blocks_per_outer, n_blocks
+        size_t scratch_bytes
+
+    ctypedef struct fx_table:
+        const char *level
+        int lanes
+        void (*plan)(fx_job *job) noexcept nogil
+        double (*survey)(const fx_job *job, int64_t block, int *flaws) noexcept nogil
+        double (*compute)(const fx_job *job, int64_t block, void *scratch) noexcept nogil
+        void (*elementary)(int which, const void *x, void *y, int64_t n) noexcept nogil
+
+    ctypedef struct fx_level:
+        const char *level
+        const fx_table *float32
+        const fx_table *float64
+
+    const fx_level FX_LEVELS[]
+    int fx_usable(const fx_level *level)
+    int64_t fx_stream_bytes
+
+
+cdef extern from "threads.h" nogil:
+    int FX_OPENMP
+    int fx_parallel_has_run
+    int fx_forked_after_parallel
+    int fx_max_threads()
+    int fx_thread_limit()
+    int fx_in_parallel()
+    void fx_watch_forks()
+
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+
+ctypedef fused real:
+    float
+    double
+
+ctypedef fused label:
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+
+# Below this many logits a thread is not worth waking: about 50 microseconds of work.
+cdef int64_t GRAIN = 65536
+# Below this the GIL is kept: releasing it costs more than it gives (about 10 microseconds of work).
+cdef int64_t KEEP_GIL_BELOW = 16384
+# Between two looks at signals: at most about 50 milliseconds of one thread's work on the slowest level.
+cdef int64_t SLICE = 1 << 24
+
+TASKS = {"cross_entropy": 0, "softmax": 1, "log_softmax": 2, "logsumexp": 3}
+INPUTS = {"logits": 0, "log_probs": 1, "probs": 2}
+# By kind and size of the dtype; a bool is read as an unsigned byte.
+TYPES = {"i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "b1": 4, "u2": 5, "u4": 6, "u8": 7, "f4": FX_FLOAT32, "f8": FX_FLOAT64}
+BAD_TARGET = FX_BAD_TARGET
+BAD_WEIGHT = FX_BAD_WEIGHT
+
+cdef const fx_level *LEVEL = NULL
+cdef int REQUESTED_THREADS = 0  # 0: automatic
+cdef int LEFT_OUT = 0           # of the automatic number
+cdef int CPU_LIMIT = 1          # affinity and quota; set by _config
+
+
+# ---- levels ----
+
+def usable_levels():
+    """Names of the instruction-set levels this machine runs, best first."""
+    names = []
+    cdef int i = 0
+    while FX_LEVELS[i].level != NULL:
+        if fx_usable(&FX_LEVELS[i]):
+            names.append(FX_LEVELS[i].level.decode())
+        i += 1
+    return tuple(names)
+
+
+def use_level(str name):
+    """Compute with this level from now on."""
+    global LEVEL
+    cdef int i = 0
+    while FX_LEVELS[i].level != NULL:
+        if FX_LEVELS[i].level.decode() == name and fx_usable(&FX_LEVELS[i]):
+            LEVEL = &FX_LEVELS[i]
+            return
+        i += 1
+    raise ValueError(f"level must be one of {list(usable_levels())}; got {name!r}")
+
+
+def level():
+    """Name of the level in use."""
+    return LEVEL.level.decode()
+
+
+# ---- threads ----
+
+def has_openmp():
+    """Whether the extension was built with OpenMP."""
+    return bool(FX_OPENMP)
+
+
+def configure_threads(int requested, int left_out, int cpu_limit):
+    """Set the number of threads: ``requested``, or where that is 0 the automatic one less ``left_out``."""
+    global REQUESTED_THREADS, LEFT_OUT, CPU_LIMIT
+    REQUESTED_THREADS = requested
+    LEFT_OUT = left_out
+    CPU_LIMIT = cpu_limit
+
+
+def openmp_max_threads():
+    """What OpenMP would use: ``OMP_NUM_THREADS``, threadpoolctl and joblib change it."""
+    return fx_max_threads()
+
+
+def openmp_thread_limit():
+    """The most threads OpenMP may use in this process."""
+    return fx_thread_limit()
+
+
+def forked_after_parallel():
+    """Whether this process was forked from one that had run threads, and so stays serial."""
+    return bool(fx_forked_after_parallel)
+
+
+def in_parallel():
+    """Whether the caller is inside an OpenMP parallel region."""
+    return bool(fx_in_parallel())
+
+
+cdef int available_threads() noexcept nogil:
+    cdef int n
+    if not FX_OPENMP or fx_forked_after_parallel or fx_in_parallel():
+        return 1
+    if REQUESTED_THREADS > 0:
+        return REQUESTED_THREADS
+    n = min(fx_max_threads(), CPU_LIMIT) - LEFT_OUT
+    return max(n, 1)
+
+
+def threads():
+    """The number of threads a large call would use now."""
+    return available_threads()
+
+
+cdef int threads_for(int64_t work, int64_t n_blocks) noexcept nogil:
+    cdef int64_t n = min(<int64_t> available_threads(), min(work // GRAIN, n_blocks))
+    return <int> max(n, 1)
+
+
+# ---- binding arrays ----
+
+cdef int bind_real(fx_array *array, object values, bint writable, real _) except -1:
+    """An array [outer, inner, class]."""
+    cdef const real[:, :, :] view
+    cdef real[:, :, :] writable_view
+    if writable:
+        writable_view = values
+        view = writable_view
+    else:
+        view = values
+    array.data = <void *> &view[0, 0, 0]
+    array.outer = view.strides[0] // <ptrdiff_t> sizeof(real)
+    array.inner = view.strides[1] // <ptrdiff_t> sizeof(real)
+    array.klass = view.strides[2] // <ptrdiff_t> sizeof(real)
+    return 0
+
+
+cdef int bind_rows(fx_array *array, object values, bint writable, real _) except -1:
+    """An array [outer, inner]: one number a row."""
+    cdef const real[:, :] view
+    cdef real[:, :] writable_view
+    if writable:
+        writable_view = values
+        view = writable_view
+    else:
+        view = values
+    array.data = <void *> &view[0, 0]
+    array.outer = view.strides[0] // <ptrdiff_t> sizeof(real)
+    array.inner = view.strides[1] // <ptrdiff_t> sizeof(real)
+    return 0
+
+
+cdef int bind_labels(fx_array *array, object values, label _) except -1:
+    """Class indices [outer, inner]."""
+    cdef const label[:, :] view = values
+    array.data = <void *> &view[0, 0]
+    array.outer = view.strides[0] // <ptrdiff_t> sizeof(label)
+    array.inner = view.strides[1] // <ptrdiff_t> sizeof(label)
+    return 0
+
+
+cdef int bind_labels_of_type(fx_array *array, object values, int kind) except -1:
+    if kind == 0:
+        bind_labels[int8_t](array, values, 0)
+    elif kind == 1:
+        bind_labels[int16_t](array, values, 0)
+    elif kind == 2:
+        bind_labels[int32_t](array, values, 0)
+    elif kind == 3:
+        bind_labels[int64_t](array, values, 0)
+    elif kind == 4:
+        bind_labels[uint8_t](array, values, 0)
+    elif kind == 5:
+        bind_labels[uint16_t](array, values, 0)
+    elif kind == 6:
+        bind_labels[uint32_t](array, values, 0)
+    else:
+        bind_labels[uint64_t](array, values, 0)
+    return 0
+
+
+# ---- the loop ----
+
+cdef int survey_block(const fx_table *table, const fx_job *job, int64_t block, double *partial) noexcept nogil:
+    cdef int flaws = 0
+    partial[block] = table.survey(job, block, &flaws)
+    return flaws
+
+
+cdef int survey_blocks(const fx_table *table, const fx_job *job, int64_t first, int64_t last, double *partial,
+                       int n_threads) noexcept nogil:
+    cdef int64_t block
+    cdef int flaws = 0
+    if n_threads == 1:
+        for block in range(first, last):
+            flaws |= survey_block(table, job, block, partial)
+        return flaws
+    for block in prange(first, last, num_threads=n_threads, schedule="static"):
+        flaws |= survey_block(table, job, block, partial)
+    return flaws
+
+
+cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first, int64_t last, double *partial,
+                         char *scratch, int n_threads) noexcept nogil:
+    cdef int64_t block
+    if n_threads == 1:
+        for block in range(first, last):
+            partial[block] = table.compute(job, block, scratch)
+        return
+    for block in prange(first, last, num_threads=n_threads, schedule="dynamic"):
+        partial[block] = table.compute(job, block, scratch + <size_t> threadid() * job.scratch_bytes)
+
+
+cdef class Job:
+    """One call over arrays [outer, inner, class], bound and planned; it keeps the arrays alive."""
+
+    cdef fx_job job
+    cdef const fx_table *table
+    cdef object arrays
+    cdef bint is_double
+
+    def __cinit__(self, str task, logits, *, grad=None, hess=None, loss=None, target=None, sample_weight=None,
+                  class_weight=None, double label_smoothing=0.0, ignore_index=None, str inputs="logits"):
+        cdef fx_job *job = &self.job
+        cdef const float[::1] weights_float
+        cdef const double[::1] weights_double
+        self.arrays = (logits, grad, hess, loss, target, sample_weight, class_weight)
+        self.is_double = logits.itemsize == 8
+        self.table = LEVEL.float64 if self.is_double else LEVEL.float32
+        job.n_outer, job.n_inner, job.n_classes = logits.shape
+        job.task = TASKS[task]
+        job.inputs = INPUTS[inputs]
+        job.label_smoothing = label_smoothing
+        job.scale = 1
+        self.bind(&job.logits, logits, False)
+        if grad is not None:
+            self.bind(&job.grad, grad, True)
+        if hess is not None:
+            self.bind(&job.hess, hess, True)
+        if loss is not None:
+            if self.is_double:
+                bind_rows[double](&job.loss, loss, True, 0)
+            else:
+                bind_rows[float](&job.loss, loss, True, 0)
+        if target is not None:
+            job.target_type = TYPES[target.dtype.str[1:]]
+            if job.target_type == FX_FLOAT32:
+                bind_real[float](&job.target, target, False, 0)
+            elif job.target_type == FX_FLOAT64:
+                bind_real[double](&job.target, target, False, 0)
+            else:
+                bind_labels_of_type(&job.target, target, job.target_type)
+        if sample_weight is not None:
+            job.sample_weight_type = TYPES[sample_weight.dtype.str[1:]]
+            if job.sample_weight_type == FX_FLOAT32:
+                bind_rows[float](&job.sample_weight, sample_weight, False, 0)
+            else:
+                bind_rows[double](&job.sample_weight, sample_weight, False, 0)
+        if class_weight is not None:
+            if self.is_double:
+                weights_double = class_weight
+                job.class_weight = &weights_double[0]
+            else:
+                weights_float = class_weight
+                job.class_weight = &weights_float[0]
+        if ignore_index is not None and -(1 << 63) <= ignore_index < (1 << 63):
+            job.has_ignore_index = 1
+            job.ignore_index = ignore_index
+        self.table.plan(job)
+
+    cdef int bind(self, fx_array *array, object values, bint writable) except -1:
+        if self.is_double:
+            return bind_real[double](array, values, writable, 0)
+        return bind_real[float](array, values, writable, 0)
+
+    def survey(self):
+        """(the divisor of the mean, flaws found); looks at target and weights, writes nothing."""
+        return self.run(True)
+
+    def compute(self, double scale):
+        """Write the results; gradient and Hessian are multiplied by ``scale``. Returns the sum of the losses."""
+        self.job.scale = scale
+        return self.run(False)[0]
+
+    cdef tuple run(self, bint survey):
+        cdef fx_job *job = &self.job
+        cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
+        cdef int n_threads, flaws = 0
+        cdef double *partial = NULL
+        cdef char *memory = NULL
+        cdef char *scratch = NULL
+        cdef double total = 0
+        cdef size_t bytes_needed
+        if survey and job.target_type < FX_FLOAT32:
+            work = rows
+        n_threads = threads_for(work, job.n_blocks)
+        per_slice = max(SLICE * n_threads // max(work // job.n_blocks, 1), 1)
+        bytes_needed = <size_t> job.n_blocks * sizeof(double) + FX_ALIGNMENT
+        if not survey:
+            bytes_needed += <size_t> n_threads * job.scratch_bytes
+        memory = <char *> malloc(bytes_needed)
+        if memory == NULL:
+            raise MemoryError(f"fastxent could not allocate {bytes_needed} bytes")
+        try:
+            scratch = memory + (FX_ALIGNMENT - <uintptr_t> memory % FX_ALIGNMENT)
+            partial = <double *> scratch
+            if not survey:
+                partial = <double *> (scratch + <size_t> n_threads * job.scratch_bytes)
+            if n_threads > 1:
+                note_parallel()
+            while block < job.n_blocks:
+                last = min(block + per_slice, job.n_blocks)
+                if survey:
+                    if work < KEEP_GIL_BELOW:
+                        flaws |= survey_blocks(self.table, job, block, last, partial, n_threads)
+                    else:
+                        with nogil:
+                            flaws |= survey_blocks(self.table, job, block, last, partial, n_threads)
+                elif work < KEEP_GIL_BELOW:
+                    compute_blocks(self.table, job, block, last, partial, scratch, n_threads)
+                else:
+                    with nogil:
+                        compute_blocks(self.table, job, block, last, partial, scratch, n_threads)
+                block = last
+                if block < job.n_blocks:
+                    PyErr_CheckSignals()
+            for block in range(job.n_blocks):
+                total += partial[block]
+        finally:
+            free(memory)
+        return total, flaws
+
+    @property
+    def plan(self):
+        """What was planned, for tests and benchmarks."""
+        return {"regime": ("tile", "rows", "long_rows", "plain_rows")[self.job.regime], "stream": bool(self.job.stream),
+                "rows_per_block": self.job.rows_per_block, "n_blocks": self.job.n_blocks,
+                "scratch_bytes": self.job.scratch_bytes, "level": self.table.level.decode()}
+
+
+cdef void note_parallel() noexcept:
+    global fx_parallel_has_run
+    fx_parallel_has_run = 1
+
+
+def elementary(str function, x, y):
+    """For tests: y = exp(x) for x <= 0, or log1p(x) for x >= 0, as this level's kernels compute them."""
+    cdef const float[::1] x_float
+    cdef const double[::1] x_double
+    cdef float[::1] y_float
+    cdef double[::1] y_double
+    cdef int which = ("exp", "log1p").index(function)
+    if x.itemsize == 4:
+        x_float = x
+        y_float = y
+        LEVEL.float32.elementary(which, &x_float[0], &y_float[0], x_float.shape[0])
+    else:
+        x_double = x
+        y_double = y
+        LEVEL.float64.elementary(which, &x_double[0], &y_double[0], x_double.shape[0])
+
+
+fx_watch_forks()
+use_level(usable_levels()[0])

@@ -1,0 +1,113 @@
+/* exp and log1p on the ranges the losses need, for all lanes, without branches.
+ *
+ * Design
+ * a) exp is needed for x <= 0 only: every loss shifts by the largest logit first. Reduction to |r| <= ln(2)/2 after
+ *    Cody and Waite (Software Manual for the Elementary Functions, 1980, chapter 6), ln(2) in two parts of which the
+ *    first has enough trailing zeros that n * LN2_HIGH is exact for every n that occurs, also without fused multiply-add.
+ *    The polynomials come from tools/derive_coefficients.py.
+ * b) n is read off the low bits of x * log2(e) + ROUND (adding 1.5 * 2^mantissa bits rounds to an integer).
+ * c) Subnormal results are real results (exp(-100) in float32): the power of two is applied in two steps, 2^(n + SPARE)
+ *    and 2^-SPARE, the first never subnormal, so there is one rounding. AVX-512 has the instruction for this (scalef).
+ * d) exp(0) is exactly 1 and exp(-inf) exactly 0; a NaN stays a NaN.
+ * e) log1p follows fdlibm's s_log1p.c (Sun Microsystems, 1993; freely usable with this notice) and its float form in
+ *    FreeBSD's e_logf.c: log(1 + x) = log(u) + (x - (u - 1)) / u with u = 1 + x rounded.
+ */
+#ifndef FASTXENT_ELEMENTARY_H
+#define FASTXENT_ELEMENTARY_H
+
+#include "vector.h"
+
+#if REAL_BITS == 32
+#define MANTISSA_BITS 23
+#define EXPONENT_BIAS 127
+#define SPARE 64                          /* of the exponent range, see c) */
+#define POWER_OF_MINUS_SPARE 0x1p-64f
+#define ROUND 0x1.8p23f
+#define EXP_IS_ZERO_BELOW -105.0f         /* 2^-150 = exp(-103.97) rounds to 0 */
+#define LOG2_E 0x1.715476p0f
+#define LN2_HIGH 0.693359375f             /* 10 significant bits */
+#define LN2_LOW -2.12194440054690582e-4f
+static const REAL EXP_POLYNOMIAL[] = {    /* largest relative error 0.081 eps */
+    0x1.6d10fcp-10f, 0x1.120b62p-7f, 0x1.55551ap-5f, 0x1.5554dep-3f, 0x1p-1f};
+static const REAL LOG_POLYNOMIAL[] = {    /* Lg4 .. Lg1 of e_logf.c, error below 2^-34.24 */
+    0xf89e26p-26f, 0x91e9eep-25f, 0xccce13p-25f, 0xaaaaaap-24f};
+#define SQRT_HALF_BITS 0x3f3504f3
+#define SMALLEST_NORMAL 0x1p-126f
+#else
+#define MANTISSA_BITS 52
+#define EXPONENT_BIAS 1023
+#define SPARE 512
+#define POWER_OF_MINUS_SPARE 0x1p-512
+#define ROUND 0x1.8p52
+#define EXP_IS_ZERO_BELOW -747.0          /* 2^-1075 = exp(-745.13) rounds to 0 */
+#define LOG2_E 0x1.71547652b82fep0
+#define LN2_HIGH 6.93147180369123816490e-01 /* 32 significant bits */
+#define LN2_LOW 1.90821492927058770002e-10
+static const REAL EXP_POLYNOMIAL[] = {    /* largest relative error 0.072 eps */
+    0x1.af389ecfc4b9cp-26, 0x1.28917c89a43a7p-22, 0x1.71de0db2f6b19p-19, 0x1.a019b9149a41cp-16, 0x1.a01a01a7c2efep-13,
+    0x1.6c16c17889ef1p-10, 0x1.11111111109b5p-7, 0x1.5555555553d68p-5, 0x1.5555555555556p-3, 0x1.0000000000001p-1};
+static const REAL LOG_POLYNOMIAL[] = {    /* Lg7 .. Lg1 of s_log1p.c, error below 2^-58.45 */
+    1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
+    2.857142874366239149e-01, 3.999999999940941908e-01, 6.666666666666735130e-01};
+#define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
+#define SMALLEST_NORMAL 0x1p-1022
+#endif
+
+#define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
+
+/* Horner's rule, highest power first. */
+INLINE VECTOR polynomial(const REAL *coefficients, int count, VECTOR x)
+{
+    VECTOR value = broadcast(coefficients[0]);
+    for (int i = 1; i < count; i++) value = value * x + coefficients[i];
+    return value;
+}
+
+/* exp(x) for x <= 0. */
+INLINE VECTOR exp_nonpositive(VECTOR x)
+{
+    x = maximum(broadcast(EXP_IS_ZERO_BELOW), x);
+#if VECTOR_BYTES == 64
+    const VECTOR shifter = broadcast(ROUND);
+#else
+    const VECTOR shifter = broadcast(ROUND + (SPARE + EXPONENT_BIAS));
+#endif
+    VECTOR shifted = x * LOG2_E + shifter;
+    VECTOR n = shifted - shifter;
+    VECTOR r = x - n * LN2_HIGH;
+    r = r - n * LN2_LOW;
+    VECTOR q = polynomial(EXP_POLYNOMIAL, COUNT(EXP_POLYNOMIAL), r);
+    VECTOR e = (q * r + (REAL)1) * r + (REAL)1;
+#if VECTOR_BYTES == 64
+    return MM512(scalef)(e, n);
+#else
+    return e * as_reals(as_integers(shifted) << MANTISSA_BITS) * POWER_OF_MINUS_SPARE;
+#endif
+}
+
+/* log(u) + correction for a normal u > 0. */
+INLINE VECTOR log_of_normal(VECTOR u, VECTOR correction)
+{
+    INTEGERS bits = as_integers(u);
+    INTEGERS exponent = (bits - (INTEGER)SQRT_HALF_BITS) >> MANTISSA_BITS;
+    VECTOR f = as_reals(bits - (exponent << MANTISSA_BITS)) - (REAL)1; /* u = 2^exponent (1 + f), f in [-0.3, 0.42) */
+#if LANES > 1
+    VECTOR k = __builtin_convertvector(exponent, VECTOR);
+#else
+    VECTOR k = (VECTOR)exponent;
+#endif
+    VECTOR s = f / ((REAL)2 + f);
+    VECTOR z = s * s;
+    VECTOR tail = z * polynomial(LOG_POLYNOMIAL, COUNT(LOG_POLYNOMIAL), z);
+    VECTOR half_square = (REAL)0.5 * f * f;
+    return k * LN2_HIGH - ((half_square - (s * (half_square + tail) + (k * LN2_LOW + correction))) - f);
+}
+
+/* log(1 + x) for x >= 0, finite. */
+INLINE VECTOR log1p_nonnegative(VECTOR x)
+{
+    VECTOR u = (REAL)1 + x;
+    return log_of_normal(u, (x - (u - (REAL)1)) / u);
+}
+
+#endif

@@ -1,0 +1,171 @@
+/* The formulas of the softmax family, each once, for lanes that are rows or classes alike.
+ *
+ * For a row with logits z, m = max z and e_c = exp(z_c - m):
+ *   others     = sum of e_c without the largest           sum       = 1 + others
+ *   log_sum    = log1p(others)                            LSE - z_c = log_sum + (m - z_c)
+ *   p_c        = e_c / sum                                1 - p_c   = complement(e_c) / sum
+ *
+ * Design
+ * a) The largest term, which is exactly 1, is left out of the sum. So log_sum keeps its relative precision however
+ *    confident the row is, LSE - z_c is a sum of two terms that are not negative, and 1 - p_c never cancels.
+ * b) `below` (the sum over e < 1) is `others` unless the maximum is shared; then sum >= 2 and sum - 1 loses nothing.
+ *    Hence sums over e < 1 are needed only for rows with sum < 2.
+ * c) Sums are pairwise over 8 vectors, then compensated (Knuth's TwoSum; The Art of Computer Programming 2, 4.2.2),
+ *    so their error does not grow with the number of classes: 128 000 equal terms are as exact as three.
+ * d) With class weights, smoothing or probabilities, a row has target masses u_c = w_c t~_c of total W. The gradient
+ *    p_c W - u_c is written p_c (W - u_c) - u_c (1 - p_c), which for a one-hot target has no cancellation; W is kept
+ *    as an unevaluated sum of two numbers, so that W - u_c is exact for nearly one-hot targets too.
+ * e) A maximum of +-inf leads to the slow twin of the exponentials: a single +inf is a one-hot row, several of them or
+ *    nothing but -inf make the row NaN (DESIGN 2.3).
+ */
+#ifndef FASTXENT_FORMULAS_H
+#define FASTXENT_FORMULAS_H
+
+#include "elementary.h"
+#include "transpose.h"
+
+typedef struct {
+    VECTOR high, low;
+} PAIR;
+
+INLINE PAIR two_sum(VECTOR a, VECTOR b)
+{
+    VECTOR sum = a + b, from_b = sum - a;
+    PAIR pair = {sum, (a - (sum - from_b)) + (b - from_b)};
+    return pair;
+}
+
+INLINE PAIR add(PAIR sum, VECTOR term)
+{
+    PAIR next = two_sum(sum.high, term);
+    next.low += sum.low;
+    return next;
+}
+
+/* high + low; an infinite sum has a NaN for its error. */
+INLINE VECTOR total(PAIR pair) { return choose(equal(pair.low, pair.low), pair.high + pair.low, pair.high); }
+
+INLINE PAIR zero_pair(void)
+{
+    PAIR pair = {broadcast(0), broadcast(0)};
+    return pair;
+}
+
+/* exp(z - m); m finite. */
+INLINE VECTOR exponential(VECTOR z, VECTOR m) { return exp_nonpositive(z - m); }
+
+/* Its slow twin, for any m: at an infinite maximum a +inf counts 1, everything else nothing. */
+INLINE VECTOR exponential_any(VECTOR z, VECTOR m)
+{
+    VECTOR limit = choose(equal(z, broadcast((REAL)INFINITY)), broadcast(1), choose(equal(z, z), broadcast(0), z));
+    return choose(not_finite(m), limit, exponential(z, m));
+}
+
+/* z - m, 0 at the maximum also where it is infinite. */
+INLINE VECTOR shift(VECTOR z, VECTOR m) { return choose(equal(z, m), broadcast(0), z - m); }
+
+/* Sum of v[0], v[1], ... v[count - 1]. */
+INLINE PAIR sum_of(const REAL *values, int64_t count)
+{
+    PAIR sum = zero_pair();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const REAL *v = values + i * LANES;
+        VECTOR a = load(v) + load(v + LANES), b = load(v + 2 * LANES) + load(v + 3 * LANES);
+        VECTOR c = load(v + 4 * LANES) + load(v + 5 * LANES), d = load(v + 6 * LANES) + load(v + 7 * LANES);
+        sum = add(sum, (a + b) + (c + d));
+    }
+    VECTOR rest = broadcast(0);
+    for (; i < count; i++) rest += load(values + i * LANES);
+    return add(sum, rest);
+}
+
+INLINE VECTOR below_one(const REAL *v)
+{
+    VECTOR e = load(v);
+    return keep(less(e, broadcast(1)), e);
+}
+
+/* The same over the terms below 1. */
+INLINE PAIR sum_below_one(const REAL *values, int64_t count)
+{
+    PAIR sum = zero_pair();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const REAL *v = values + i * LANES;
+        VECTOR a = below_one(v) + below_one(v + LANES), b = below_one(v + 2 * LANES) + below_one(v + 3 * LANES);
+        VECTOR c = below_one(v + 4 * LANES) + below_one(v + 5 * LANES);
+        VECTOR d = below_one(v + 6 * LANES) + below_one(v + 7 * LANES);
+        sum = add(sum, (a + b) + (c + d));
+    }
+    VECTOR rest = broadcast(0);
+    for (; i < count; i++) rest += below_one(values + i * LANES);
+    return add(sum, rest);
+}
+
+typedef struct {
+    VECTOR max, all, others, sum, inverse, log_sum;
+} SOFTMAX;
+
+INLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below)
+{
+    const VECTOR one = broadcast(1);
+    SOFTMAX row;
+    VECTOR others = choose(less(all, broadcast(2)), below, all - one);
+    MASK no_limit = both(not_finite(max), negate(equal(all, one)));
+    row.max = max;
+    row.all = all;
+    row.others = choose(no_limit, broadcast((REAL)NAN), others);
+    row.sum = one + row.others;
+    row.inverse = one / row.sum;
+    row.log_sum = log1p_nonnegative(row.others);
+    return row;
+}
+
+/* log(sum exp z) of a row; where the maximum is infinite the limit, unless there is a NaN. */
+INLINE VECTOR log_sum_exp(const SOFTMAX *row)
+{
+    return choose(both(not_finite(row->max), equal(row->all, row->all)), row->max, row->max + row->log_sum);
+}
+
+/* sum * (1 - p_c). */
+INLINE VECTOR complement(const SOFTMAX *row, VECTOR e)
+{
+    return choose(equal(e, broadcast(1)), row->others, row->sum - e);
+}
+
+/* Cross-entropy of a class index, without weights; z and e are those of the target. The gradient of the other classes
+ * is e_c * scaled_inverse, where scaled_inverse = scale / sum. */
+INLINE VECTOR index_value(const SOFTMAX *row, VECTOR z) { return row->log_sum - shift(z, row->max); }
+INLINE VECTOR index_gradient(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
+{
+    return -complement(row, e) * scaled_inverse;
+}
+
+/* Target mass w ((1 - eps) t + eps / K') of a class; `uniform` is eps / K', masked classes (z = -inf) get none of it. */
+INLINE VECTOR target_mass(VECTOR z, VECTOR t, VECTOR weight, VECTOR one_minus_eps, VECTOR uniform, REAL masked)
+{
+    VECTOR smoothed = one_minus_eps * t + choose(equal(z, broadcast(masked)), broadcast(0), uniform);
+    return weight * smoothed;
+}
+
+/* The term u (m - z) of the value W log_sum + sum u (m - z), with 0 * inf = 0. */
+INLINE VECTOR mass_value(VECTOR u, VECTOR z, VECTOR m)
+{
+    return choose(equal(u, broadcast(0)), broadcast(0), -u * shift(z, m));
+}
+
+/* The gradient of a class with target mass u. */
+INLINE VECTOR mass_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, PAIR mass, VECTOR scaled_inverse)
+{
+    VECTOR other_mass = (mass.high - u) + mass.low;
+    return (e * other_mass - u * complement(row, e)) * scaled_inverse;
+}
+
+/* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */
+INLINE VECTOR hessian(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
+{
+    return (e * scaled_inverse) * (complement(row, e) * row->inverse);
+}
+
+#endif

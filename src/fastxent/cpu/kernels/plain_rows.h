@@ -1,0 +1,67 @@
+/* The losses on log-probabilities and probabilities: no exponentials, one chunk of a row at a time, any strides.
+ *
+ *   log_probs x:  value -sum u_c x_c       gradient -u_c         Hessian 0
+ *   probs     x:  value -sum u_c log x_c   gradient -u_c / x_c   Hessian u_c / x_c^2
+ *
+ * with 0 * inf = 0 (a class without target mass adds nothing, whatever its probability). Nothing is clipped. A NaN
+ * anywhere makes the row NaN, as for logits.
+ */
+#ifndef FASTXENT_PLAIN_ROWS_H
+#define FASTXENT_PLAIN_ROWS_H
+
+#include "rows.h"
+
+static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row)
+{
+    const fx_job *job = block->job;
+    const int probs = job->inputs == FX_PROBS;
+    const REAL masked = probs ? 0 : (REAL)-INFINITY;
+    const ptrdiff_t stride = job->logits.klass;
+    const REAL *x_row = row_of(block, &job->logits, row);
+    const REAL uniform = uniform_mass(job, x_row, stride, masked);
+    SCALAR_PAIR value = {0, 0};
+    double mass = 0;
+    int has_nan = 0;
+    for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
+        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
+        const REAL *x = chunk_of(x_row, stride, first, n, scratch->z);
+        row_mass(block, row, x, first, n, uniform, masked, scratch->mass);
+        for (int64_t i = 0; i < n; i++) {
+            const double u = (double)scratch->mass[i];
+            has_nan |= isnan(x[i]);
+            if (u == 0) continue;
+            mass += u;
+            add_scalar(&value, -u * (probs ? log((double)x[i]) : (double)x[i]));
+        }
+    }
+    if (mass == 0) block->weight[row] = 0;
+    block->value[row] = has_nan ? NAN : total_scalar(value);
+    if (!job->grad.data) return;
+
+    const REAL scale = has_nan ? (REAL)NAN : block->scale[row];
+    REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
+    for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
+        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
+        const REAL *x = chunk_of(x_row, stride, first, n, scratch->z);
+        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream);
+        REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
+        row_mass(block, row, x, first, n, uniform, masked, scratch->mass);
+        for (int64_t i = 0; i < n; i++) {
+            const REAL u = scratch->mass[i];
+            const REAL slope = u == 0 ? 0 : probs ? u / x[i] : u, curvature = u == 0 || !probs ? 0 : slope / x[i];
+            grad[i] = -scale * slope;
+            if (hess) hess[i] = scale * curvature;
+        }
+        put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
+        put_chunk(&job->hess, hess_row, first, n, hess, job->stream);
+    }
+}
+
+static void compute_plain_rows(BLOCK *block, REAL *memory)
+{
+    LONG_ROW scratch;
+    long_row_scratch(block->job, memory, &scratch);
+    for (int64_t row = 0; row < block->rows; row++) compute_plain_row(block, &scratch, row);
+}
+
+#endif

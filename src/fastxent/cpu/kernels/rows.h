@@ -1,0 +1,517 @@
+/* The row regimes: lanes are classes, contiguous in memory.
+ *
+ * rows:       rows that fit in the first-level cache (up to CHUNK classes), LANES of them at a time where they are short:
+ *             what is done once per row (logarithm, divisions, reductions over lanes) is done for all of them at once.
+ * long rows:  rows of any length and any strides, a chunk of CHUNK classes at a time. Each chunk has its own maximum m_j
+ *             and sum; the exponentials are taken relative to m_j and rescaled by exp(m_j - m) once, at the end, per
+ *             chunk and never per element. So the logits are read from memory once, and the error of rescaling does not
+ *             add up. The exponentials are kept up to KEPT_BYTES a row; beyond, they are computed a second time.
+ */
+#ifndef FASTXENT_ROWS_H
+#define FASTXENT_ROWS_H
+
+#include "tile.h"
+
+enum {
+    CHUNK = 2048,                    /* classes */
+    GROUP_BYTES = 16 * 1024,         /* of exponentials held for one group of rows: a third of the first-level cache */
+    KEPT_BYTES = 1024 * 1024         /* of exponentials held for one long row: half of the second-level cache */
+};
+
+INLINE VECTOR row_maximum(const REAL *z, int64_t n)
+{
+    const REAL lowest = (REAL)-INFINITY;
+    VECTOR a = broadcast(lowest), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        a = maximum(load(z + i), a), b = maximum(load(z + i + LANES), b);
+        c = maximum(load(z + i + 2 * LANES), c), d = maximum(load(z + i + 3 * LANES), d);
+    }
+    for (; i + LANES <= n; i += LANES) a = maximum(load(z + i), a);
+    if (i < n) b = maximum(load_first(z + i, (int)(n - i), lowest), b);
+    return maximum(maximum(a, b), maximum(c, d));
+}
+
+/* To whole vectors of e, the lanes past the end 0. */
+INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n)
+{
+    const VECTOR m = broadcast(max);
+    int64_t i = 0;
+    if (UNLIKELY(!isfinite(max))) {
+        for (; i < n; i += LANES) store(e + i, exponential_any(load_up_to(z + i, n - i, (REAL)-INFINITY), m));
+        return;
+    }
+    for (; i + LANES <= n; i += LANES) store(e + i, exponential(load(z + i), m));
+    if (i < n) store(e + i, exponential(load_first(z + i, (int)(n - i), (REAL)-INFINITY), m));
+}
+
+INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
+{
+    REAL lanes[6][LANES];
+    store(lanes[0], rows->max), store(lanes[1], rows->all), store(lanes[2], rows->others);
+    store(lanes[3], rows->sum), store(lanes[4], rows->inverse), store(lanes[5], rows->log_sum);
+    SOFTMAX row = {broadcast(lanes[0][lane]), broadcast(lanes[1][lane]), broadcast(lanes[2][lane]),
+                   broadcast(lanes[3][lane]), broadcast(lanes[4][lane]), broadcast(lanes[5][lane])};
+    return row;
+}
+
+/* The compensated sum of formulas.h for one number at a time, in double. */
+typedef struct {
+    double high, low;
+} SCALAR_PAIR;
+
+INLINE void add_scalar(SCALAR_PAIR *sum, double term)
+{
+    const double next = sum->high + term, from = next - sum->high;
+    sum->low += (sum->high - (next - from)) + (term - from);
+    sum->high = next;
+}
+INLINE double total_scalar(SCALAR_PAIR sum) { return isfinite(sum.high) ? sum.high + sum.low : sum.high; }
+
+/* Add the lanes of a compensated sum. */
+INLINE void add_lanes(SCALAR_PAIR *sum, PAIR pair)
+{
+    REAL high[LANES], low[LANES];
+    store(high, pair.high), store(low, pair.low);
+    for (int lane = 0; lane < LANES; lane++) {
+        add_scalar(sum, (double)high[lane]);
+        sum->low += (double)low[lane];
+    }
+}
+INLINE double total_of_lanes(PAIR pair)
+{
+    SCALAR_PAIR sum = {0, 0};
+    add_lanes(&sum, pair);
+    return total_scalar(sum);
+}
+
+/* A scalar pair as REAL numbers: the high part rounded, the low part what that lost. */
+INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
+{
+    *high = (REAL)sum.high;
+    *low = isfinite(sum.high) ? (REAL)((sum.high - (double)*high) + sum.low) : 0;
+}
+
+/* ---- rows ---- */
+
+typedef struct {
+    REAL *e, *mass, *terms;       /* [rows_per_group][padded], [padded] */
+    REAL *grad_stage, *hess_stage; /* packed, for streaming */
+    int64_t padded;
+    int rows_per_group;
+} ROWS;
+
+static int rows_per_group(const fx_job *job)
+{
+    const int64_t padded = round_up(job->n_classes, LANES);
+    const int64_t rows = GROUP_BYTES / (padded * (int64_t)sizeof(REAL));
+    return rows > LANES ? LANES : rows > 1 ? (int)rows : 1;
+}
+
+static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
+{
+    const int64_t line = 64 / (int64_t)sizeof(REAL);
+    rows->padded = round_up(job->n_classes, LANES);
+    rows->rows_per_group = rows_per_group(job);
+    const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
+    REAL *next = scratch;
+    rows->e = next, next += group;
+    rows->mass = rows->terms = rows->grad_stage = rows->hess_stage = NULL;
+    if (is_soft(job)) {
+        rows->mass = next, next += group;
+        rows->terms = next, next += round_up(rows->padded, line);
+    }
+    if (job->stream) {
+        rows->grad_stage = next, next += group + line;
+        rows->hess_stage = next, next += group + line;
+    }
+    return (size_t)(next - scratch) * sizeof(REAL);
+}
+
+/* The target masses of a chunk of one row, classes first .. first + n - 1, to whole vectors (0 past the end). */
+static void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform,
+                     REAL masked, REAL *mass)
+{
+    const fx_job *job = block->job;
+    const VECTOR one_minus_eps = broadcast((REAL)(1 - job->label_smoothing)), spread = broadcast(uniform);
+    if (has_labels(job)) {
+        for (int64_t i = 0; i < n; i++) mass[i] = 0;
+        const int64_t at = block->label[row] - first;
+        if (at >= 0 && at < n) mass[at] = 1;
+    } else
+        read_reals(&job->target, job->target_type,
+                   block->outer * job->target.outer + (block->first + row) * job->target.inner + first * job->target.klass,
+                   job->target.klass, n, mass);
+    const REAL *weight = job->class_weight && is_soft(job) ? (const REAL *)job->class_weight + first : NULL;
+    for (int64_t i = 0; i < n; i += LANES) {
+        VECTOR w = weight ? load_up_to(weight + i, n - i, 0) : broadcast(1);
+        VECTOR u = target_mass(load_up_to(z + i, n - i, masked), load_up_to(mass + i, n - i, 0), w, one_minus_eps,
+                               spread, masked);
+        store(mass + i, u);
+    }
+}
+
+/* eps / K', the smoothing mass of each of the K' classes that are not masked. */
+INLINE REAL uniform_mass(const fx_job *job, const REAL *z, ptrdiff_t stride, REAL masked)
+{
+    int64_t unmasked = 0;
+    if (!(job->label_smoothing > 0)) return 0;
+    for (int64_t c = 0; c < job->n_classes; c++) unmasked += z[c * stride] != masked;
+    return (REAL)(job->label_smoothing / (double)unmasked);
+}
+
+/* The sum of u (m - z). */
+static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n, REAL *terms)
+{
+    const VECTOR m = broadcast(max);
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += LANES, count++)
+        store(terms + i, mass_value(load(mass + i), load_up_to(z + i, n - i, max), m));
+    return total_of_lanes(sum_of(terms, count));
+}
+
+/* Gradient and Hessian of one row of a class index; the caller then sets the target's own gradient. */
+INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse)
+{
+    const VECTOR factor = broadcast(scaled_inverse);
+    if (!hess) {
+        int64_t i = 0;
+        for (; i + LANES <= n; i += LANES) store(grad + i, load(e + i) * factor);
+        if (i < n) store_first(grad + i, load(e + i) * factor, (int)(n - i));
+        return;
+    }
+    for (int64_t i = 0; i < n; i += LANES) {
+        store_up_to(grad + i, load(e + i) * factor, n - i);
+        store_up_to(hess + i, hessian(row, load(e + i), factor), n - i);
+    }
+}
+
+INLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, int64_t n, const SOFTMAX *row, PAIR total_mass,
+                         REAL scaled_inverse)
+{
+    const VECTOR factor = broadcast(scaled_inverse), mass_factor = factor * total(total_mass);
+    for (int64_t i = 0; i < n; i += LANES) {
+        VECTOR e_i = load(e + i);
+        store_up_to(grad + i, mass_gradient(row, e_i, load(mass + i), total_mass, factor), n - i);
+        if (hess) store_up_to(hess + i, hessian(row, e_i, mass_factor), n - i);
+    }
+}
+
+/* Where row `lane` of the group goes: to the array, or packed to the stage. */
+INLINE REAL *group_row(const BLOCK *block, const fx_array *array, REAL *stage, int64_t row, int lane)
+{
+    if (!array->data) return NULL;
+    return stage ? stage + lane * block->job->n_classes : row_of(block, array, row + lane);
+}
+
+INLINE void flush_group(const BLOCK *block, const fx_array *array, const REAL *stage, int64_t row, int rows)
+{
+    const int64_t n_classes = block->job->n_classes;
+    if (!array->data || !stage) return;
+    if (array->inner == n_classes) copy_out(row_of(block, array, row), stage, rows * n_classes, 1);
+    else
+        for (int lane = 0; lane < rows; lane++)
+            copy_out(row_of(block, array, row + lane), stage + lane * n_classes, n_classes, 1);
+}
+
+static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int rows)
+{
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes, padded = scratch->padded, n_vectors = padded / LANES;
+    const int soft = is_soft(job);
+    VECTOR parts[LANES];
+    REAL max[LANES], high[LANES] = {0}, low[LANES] = {0}, distance[LANES] = {0}, scaled_inverse[LANES];
+
+    for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(row_of(block, &job->logits, row + lane), n_classes);
+    for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(0);
+    const VECTOR m = reduce_maximum(parts);
+    store(max, m);
+
+    for (int lane = 0; lane < rows; lane++) {
+        const REAL *z = row_of(block, &job->logits, row + lane);
+        REAL *e = scratch->e + lane * padded;
+        if (job->task == FX_CROSS_ENTROPY && soft) {
+            REAL *mass = scratch->mass + lane * padded;
+            const REAL uniform = uniform_mass(job, z, 1, (REAL)-INFINITY);
+            SCALAR_PAIR total_mass = {0, 0};
+            row_mass(block, row + lane, z, 0, n_classes, uniform, (REAL)-INFINITY, mass);
+            add_lanes(&total_mass, sum_of(mass, n_vectors));
+            split(total_mass, &high[lane], &low[lane]);
+            distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
+            if (high[lane] == 0) block->weight[row + lane] = 0;
+        }
+        row_exponentials(e, z, max[lane], n_classes);
+        parts[lane] = total(sum_of(e, n_vectors));
+    }
+    const VECTOR all = reduce_sum(parts);
+    VECTOR below = all;
+    if (any(less(all, broadcast(2)))) {
+        REAL sums[LANES];
+        store(sums, all);
+        for (int lane = 0; lane < LANES; lane++)
+            parts[lane] = lane < rows && sums[lane] < 2 ? total(sum_below_one(scratch->e + lane * padded, n_vectors)) : broadcast(0);
+        below = reduce_sum(parts);
+    }
+    const SOFTMAX softmax = softmax_of(m, all, below);
+
+    if (job->task != FX_CROSS_ENTROPY) {
+        REAL result[LANES];
+        store(result, log_sum_exp(&softmax));
+        if (job->task == FX_LOGSUMEXP) {
+            for (int lane = 0; lane < rows; lane++) *row_of(block, &job->loss, row + lane) = result[lane];
+            return;
+        }
+        for (int lane = 0; lane < rows; lane++) {
+            const SOFTMAX one = softmax_of_lane(&softmax, lane);
+            const REAL *z = row_of(block, &job->logits, row + lane), *e = scratch->e + lane * padded;
+            REAL *out = group_row(block, &job->grad, scratch->grad_stage, row, lane);
+            if (job->task == FX_SOFTMAX)
+                for (int64_t i = 0; i < n_classes; i += LANES) store_up_to(out + i, load(e + i) * one.inverse, n_classes - i);
+            else
+                for (int64_t i = 0; i < n_classes; i += LANES)
+                    store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
+        }
+        flush_group(block, &job->grad, scratch->grad_stage, row, rows);
+        return;
+    }
+
+    VECTOR value, target_gradient = broadcast(0);
+    const VECTOR factor = lanes_of_scale(block, row, rows) * softmax.inverse;
+    if (soft) {
+        value = (load(high) + load(low)) * softmax.log_sum + load(distance);
+    } else {
+        REAL z_target[LANES] = {0}, e_target[LANES] = {0};
+        for (int lane = 0; lane < rows; lane++) {
+            z_target[lane] = row_of(block, &job->logits, row + lane)[block->label[row + lane]];
+            e_target[lane] = scratch->e[lane * padded + block->label[row + lane]];
+        }
+        value = index_value(&softmax, load(z_target));
+        target_gradient = index_gradient(&softmax, load(e_target), factor);
+    }
+    put_values(block, value, row, rows);
+#if REAL_BITS == 32
+    if (UNLIKELY(has_infinite(value)))
+        widen_values(block, m, softmax.log_sum, soft ? scratch->mass : NULL, padded, 1, row, rows);
+#endif
+    if (!job->grad.data) return;
+
+    REAL target_gradients[LANES];
+    store(scaled_inverse, factor);
+    store(target_gradients, target_gradient);
+    for (int lane = 0; lane < rows; lane++) {
+        const REAL *e = scratch->e + lane * padded;
+        REAL *grad = group_row(block, &job->grad, scratch->grad_stage, row, lane);
+        REAL *hess = group_row(block, &job->hess, scratch->hess_stage, row, lane);
+        if (soft) {
+            const SOFTMAX one = softmax_of_lane(&softmax, lane);
+            const PAIR total_mass = {broadcast(high[lane]), broadcast(low[lane])};
+            put_soft_row(grad, hess, e, scratch->mass + lane * padded, n_classes, &one, total_mass, scaled_inverse[lane]);
+        } else {
+            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane]);
+            else {
+                const SOFTMAX one = softmax_of_lane(&softmax, lane);
+                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane]);
+            }
+            grad[block->label[row + lane]] = target_gradients[lane];
+        }
+    }
+    flush_group(block, &job->grad, scratch->grad_stage, row, rows);
+    flush_group(block, &job->hess, scratch->hess_stage, row, rows);
+}
+
+static void compute_rows(BLOCK *block, REAL *memory)
+{
+    ROWS scratch;
+    rows_scratch(block->job, memory, &scratch);
+    for (int64_t row = 0; row < block->rows; row += scratch.rows_per_group) {
+        const int64_t left = block->rows - row;
+        compute_group(block, &scratch, row, left < scratch.rows_per_group ? (int)left : scratch.rows_per_group);
+    }
+}
+
+/* ---- long rows ---- */
+
+typedef struct {
+    REAL *z, *e, *mass, *terms, *grad, *hess;      /* [CHUNK] */
+    REAL *kept;                                    /* [n_classes], NULL: computed again */
+    REAL *max, *factor;                            /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
+    double *all, *below, *mass_of_chunk;           /* [n_chunks], relative to the maximum of the chunk */
+    int64_t n_chunks;
+} LONG_ROW;
+
+static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
+{
+    const int64_t line = 64 / (int64_t)sizeof(REAL);
+    row->n_chunks = (job->n_classes + CHUNK - 1) / CHUNK;
+    REAL **chunks[] = {&row->z, &row->e, &row->mass, &row->terms, &row->grad, &row->hess};
+    REAL **reals[] = {&row->max, &row->factor};
+    double **doubles[] = {&row->all, &row->below, &row->mass_of_chunk};
+    const int64_t widths = (int64_t)(sizeof(double) / sizeof(REAL));
+    REAL *next = scratch;
+    for (int i = 0; i < COUNT(chunks); i++) *chunks[i] = next, next += CHUNK;
+    for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
+    for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
+    row->kept = NULL;
+    if (job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES) row->kept = next, next += round_up(job->n_classes, CHUNK);
+    return (size_t)(next - scratch) * sizeof(REAL);
+}
+
+/* A chunk of the row where it lies, or gathered into `buffer` if its classes are apart. */
+INLINE const REAL *chunk_of(const REAL *row, ptrdiff_t stride, int64_t first, int64_t n, REAL *buffer)
+{
+    if (stride == 1) return row + first;
+    for (int64_t i = 0; i < n; i++) buffer[i] = row[(first + i) * stride];
+    return buffer;
+}
+
+/* Where a chunk of an output is computed, and its way home from there. */
+INLINE REAL *chunk_output(const fx_array *array, REAL *row, int64_t first, REAL *buffer, int stream)
+{
+    return !array->data ? NULL : array->klass == 1 && !stream ? row + first : buffer;
+}
+INLINE void put_chunk(const fx_array *array, REAL *row, int64_t first, int64_t n, const REAL *chunk, int stream)
+{
+    if (!array->data || chunk == row + first) return;
+    if (array->klass == 1) copy_out(row + first, chunk, n, stream);
+    else
+        for (int64_t i = 0; i < n; i++) row[(first + i) * array->klass] = chunk[i];
+}
+
+INLINE REAL first_lane(VECTOR v)
+{
+    REAL lanes[LANES];
+    store(lanes, v);
+    return lanes[0];
+}
+INLINE REAL largest_lane(VECTOR v)
+{
+    REAL lanes[LANES];
+    store(lanes, v);
+    REAL largest = lanes[0];
+    for (int lane = 1; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
+    return largest;
+}
+
+#if REAL_BITS == 32
+/* The sum of u (max - z) in double, where a distance overflows float32. */
+static double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_t row, REAL uniform, REAL max)
+{
+    const fx_job *job = block->job;
+    const REAL *logits = row_of(block, &job->logits, row);
+    double distance = 0;
+    for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
+        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
+        const REAL *z = chunk_of(logits, job->logits.klass, first, n, scratch->z);
+        row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+        for (int64_t i = 0; i < n; i++)
+            if (scratch->mass[i] != 0 && z[i] != max) distance += (double)scratch->mass[i] * ((double)max - (double)z[i]);
+    }
+    return distance;
+}
+#endif
+
+static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
+{
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes;
+    const int loss = job->task == FX_CROSS_ENTROPY, soft = loss && is_soft(job);
+    const ptrdiff_t stride = job->logits.klass;
+    const REAL *logits = row_of(block, &job->logits, row);
+    const REAL uniform = soft ? uniform_mass(job, logits, stride, (REAL)-INFINITY) : 0;
+    SCALAR_PAIR mass_sum = {0, 0}, distance = {0, 0}, all = {0, 0}, below = {0, 0};
+
+    for (int64_t j = 0; j < scratch->n_chunks; j++) {
+        const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
+        const int64_t n_vectors = (n + LANES - 1) / LANES;
+        const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+        REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
+        const REAL max = largest_lane(row_maximum(z, n));
+        row_exponentials(e, z, max, n);
+        scratch->max[j] = max;
+        scratch->all[j] = total_of_lanes(sum_of(e, n_vectors));
+        scratch->below[j] = scratch->all[j] < 2 ? total_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
+        if (soft) { /* relative to the maximum of this chunk; moved to that of the row below */
+            const PAIR chunk_mass = (row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass),
+                                     sum_of(scratch->mass, n_vectors));
+            add_lanes(&mass_sum, chunk_mass);
+            add_scalar(&distance, row_distance(scratch->mass, z, max, n, scratch->terms));
+            scratch->mass_of_chunk[j] = total_of_lanes(chunk_mass);
+        }
+    }
+
+    REAL max = scratch->max[0];
+    for (int64_t j = 1; j < scratch->n_chunks; j++) max = scratch->max[j] > max ? scratch->max[j] : max;
+    for (int64_t j = 0; j < scratch->n_chunks; j++) {
+        const int is_largest = scratch->max[j] == max;
+        scratch->factor[j] = is_largest ? 1 : first_lane(exponential_any(broadcast(scratch->max[j]), broadcast(max)));
+        add_scalar(&all, scratch->all[j] * (double)scratch->factor[j]);
+        add_scalar(&below, (is_largest ? scratch->below[j] : scratch->all[j]) * (double)scratch->factor[j]);
+        if (soft && !is_largest && scratch->mass_of_chunk[j] != 0)
+            add_scalar(&distance, scratch->mass_of_chunk[j] * ((double)max - (double)scratch->max[j]));
+    }
+    const SOFTMAX softmax = softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)),
+                                       broadcast((REAL)total_scalar(below)));
+    const double log_sum = (double)first_lane(softmax.log_sum);
+
+    if (job->task == FX_LOGSUMEXP) {
+        *row_of(block, &job->loss, row) = first_lane(log_sum_exp(&softmax));
+        return;
+    }
+    const int64_t label = loss ? block->label[row] : 0;
+    REAL scaled_inverse = first_lane(softmax.inverse), target_gradient = 0, high, low;
+    if (loss) scaled_inverse *= block->scale[row];
+    split(mass_sum, &high, &low);
+    if (soft) {
+#if REAL_BITS == 32
+        if (UNLIKELY(isinf(distance.high))) distance.high = widened_distance(block, scratch, row, uniform, max);
+#endif
+        block->value[row] = total_scalar(mass_sum) * log_sum + total_scalar(distance);
+        if (high == 0) block->weight[row] = 0;
+    } else if (loss) {
+        const REAL z = logits[label * stride];
+        block->value[row] = log_sum + (z == max ? 0 : (double)max - (double)z);
+        target_gradient = first_lane(index_gradient(&softmax, exponential_any(broadcast(z), broadcast(max)),
+                                                    broadcast(scaled_inverse)));
+    }
+    if (!job->grad.data) return;
+
+    REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
+    const PAIR total_mass = {broadcast(high), broadcast(low)};
+    for (int64_t j = 0; j < scratch->n_chunks; j++) {
+        const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
+        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream);
+        REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
+        if (job->task == FX_LOG_SOFTMAX) {
+            const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+            for (int64_t i = 0; i < n; i += LANES)
+                store_up_to(grad + i, shift(load_up_to(z + i, n - i, 0), softmax.max) - softmax.log_sum, n - i);
+        } else {
+            REAL *e = scratch->e;
+            if (soft) {
+                const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+                row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+            }
+            if (scratch->kept) {
+                const VECTOR factor = broadcast(scratch->factor[j]);
+                e = scratch->kept + first;
+                if (scratch->max[j] != max)
+                    for (int64_t i = 0; i < n; i += LANES) store(e + i, load(e + i) * factor);
+            } else
+                row_exponentials(e, chunk_of(logits, stride, first, n, scratch->z), max, n);
+            if (soft) put_soft_row(grad, hess, e, scratch->mass, n, &softmax, total_mass, scaled_inverse);
+            else put_index_row(grad, hess, e, n, &softmax, scaled_inverse);
+            if (loss && !soft && label >= first && label < first + n) grad[label - first] = target_gradient;
+        }
+        put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
+        put_chunk(&job->hess, hess_row, first, n, hess, job->stream);
+    }
+}
+
+static void compute_long_rows(BLOCK *block, REAL *memory)
+{
+    LONG_ROW scratch;
+    long_row_scratch(block->job, memory, &scratch);
+    for (int64_t row = 0; row < block->rows; row++) compute_long_row(block, &scratch, row);
+}
+
+#endif

@@ -1,0 +1,377 @@
+/* The tile regime: lanes are rows. For few classes, and for any number of classes whose axis is not the last in memory.
+ *
+ * LANES rows at a time are brought into a tile[class][lane] in the first-level cache, whatever their strides: by vector
+ * loads where neighbouring rows are neighbours in memory, by transposing where classes are, one by one otherwise.
+ * Results leave the same way. Gradients of contiguous rows are collected in a packed stage and copied out per block.
+ *
+ * A row-wise kernel is 5 to 10 times slower for 3 classes: it would use 3 of 16 lanes.
+ */
+#ifndef FASTXENT_TILE_H
+#define FASTXENT_TILE_H
+
+#include "block.h"
+#include "formulas.h"
+
+INLINE int is_packed(ptrdiff_t row_stride, ptrdiff_t class_stride, int64_t n_classes)
+{
+    return class_stride == 1 && n_classes > 1 && LANES > 1 && !(row_stride == 1 && n_classes == 1);
+}
+
+#if LANES > 1
+#define ZIP_LOW(s, k) (((k) & 1) ? LANES + (k) / 2 : (k) / 2)
+#define ZIP_HIGH(s, k) (((k) & 1) ? LANES + LANES / 2 + (k) / 2 : LANES / 2 + (k) / 2)
+#define UNZIP_EVEN(s, k) (2 * (k))
+#define UNZIP_ODD(s, k) (2 * (k) + 1)
+#endif
+
+/* The narrowest piece of a row that gather_rows offers for n classes. */
+INLINE int piece_width(int64_t n)
+{
+    if (LANES >= 8 && n <= LANES / 4) return LANES / 4;
+    if (LANES >= 4 && n <= LANES / 2) return LANES / 2;
+    return LANES;
+}
+
+/* From rows of contiguous classes; may read up to LANES values past the end of each row. */
+static void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+{
+#if LANES > 1
+    if (n_classes == 2 && row_stride == 2) {
+        VECTOR a = load(p), b = load(p + LANES);
+        store(tile, SHUFFLE(a, b, UNZIP_EVEN, 0));
+        store(tile + LANES, SHUFFLE(a, b, UNZIP_ODD, 0));
+        return;
+    }
+#endif
+    for (int64_t c = 0; c < n_classes; c += LANES) {
+        const int64_t left = n_classes - c;
+        const int width = piece_width(left);
+        VECTOR r[LANES];
+        if (width == LANES) gather_rows(r, p + c, row_stride, LANES);
+        else if (width == LANES / 2) gather_rows(r, p + c, row_stride, LANES >= 4 ? LANES / 2 : LANES);
+        else gather_rows(r, p + c, row_stride, LANES >= 8 ? LANES / 4 : LANES);
+        for (int k = 0; k < width && k < left; k++) store(tile + (c + k) * LANES, r[k]);
+    }
+}
+
+/* To rows of contiguous classes of a stage that has room for LANES values past its end. The columns go from last to
+ * first, so that what a row writes past its end is mended by the first column of the next. */
+static void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+{
+#if LANES > 1
+    if (n_classes == 2 && row_stride == 2) {
+        VECTOR a = load(tile), b = load(tile + LANES);
+        store(p, SHUFFLE(a, b, ZIP_LOW, 0));
+        store(p + LANES, SHUFFLE(a, b, ZIP_HIGH, 0));
+        return;
+    }
+#endif
+    for (int64_t c = (n_classes - 1) / LANES * LANES; c >= 0; c -= LANES) {
+        const int64_t left = n_classes - c;
+        const int width = piece_width(left);
+        VECTOR r[LANES];
+        for (int k = 0; k < width; k++) r[k] = load(tile + (c + (k < left ? k : 0)) * LANES);
+        if (width == LANES) scatter_rows(r, p + c, row_stride, LANES);
+        else if (width == LANES / 2) scatter_rows(r, p + c, row_stride, LANES >= 4 ? LANES / 2 : LANES);
+        else scatter_rows(r, p + c, row_stride, LANES >= 8 ? LANES / 4 : LANES);
+    }
+}
+
+/* `followed`: the block has a row after these, so that reading a little past the last one stays inside the array. */
+static void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+                      int64_t n_classes, int followed, REAL *RESTRICT packed)
+{
+    if (is_packed(row_stride, class_stride, n_classes)) {
+        if (rows == LANES && followed && row_stride >= n_classes) {
+            load_packed(tile, p, row_stride, n_classes);
+            return;
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            for (int64_t c = 0; c < n_classes; c++) packed[lane * n_classes + c] = lane < rows ? p[lane * row_stride + c] : 0;
+        load_packed(tile, packed, n_classes, n_classes);
+    } else if (row_stride == 1) {
+        if (rows == LANES)
+            for (int64_t c = 0; c < n_classes; c++) store(tile + c * LANES, load(p + c * class_stride));
+        else
+            for (int64_t c = 0; c < n_classes; c++) store(tile + c * LANES, load_first(p + c * class_stride, rows, 0));
+    } else
+        for (int64_t c = 0; c < n_classes; c++)
+            for (int lane = 0; lane < LANES; lane++)
+                tile[c * LANES + lane] = lane < rows ? p[lane * row_stride + c * class_stride] : 0;
+}
+
+static void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+                       int64_t n_classes)
+{
+    if (row_stride == 1) {
+        if (rows == LANES)
+            for (int64_t c = 0; c < n_classes; c++) store(p + c * class_stride, load(tile + c * LANES));
+        else
+            for (int64_t c = 0; c < n_classes; c++) store_first(p + c * class_stride, load(tile + c * LANES), rows);
+    } else
+        for (int lane = 0; lane < rows; lane++)
+            for (int64_t c = 0; c < n_classes; c++) p[lane * row_stride + c * class_stride] = tile[c * LANES + lane];
+}
+
+/* Where an output of the block goes: to its array, or packed to a stage. */
+typedef struct {
+    const fx_array *array;
+    REAL *stage;
+} TILE_OUTPUT;
+
+INLINE int is_staged(const fx_job *job, const fx_array *array)
+{
+    return array->data && is_packed(array->inner, array->klass, job->n_classes);
+}
+
+INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows)
+{
+    const int64_t n_classes = block->job->n_classes;
+    if (output->stage) store_packed(tile, output->stage + row * n_classes, n_classes, n_classes);
+    else store_tile(tile, row_of(block, output->array, row), output->array->inner, output->array->klass, rows, n_classes);
+}
+
+static void flush_stage(const BLOCK *block, const TILE_OUTPUT *output)
+{
+    const int64_t n_classes = block->job->n_classes;
+    if (!output->stage) return;
+    if (output->array->inner == n_classes)
+        copy_out(row_of(block, output->array, 0), output->stage, block->rows * n_classes, block->job->stream);
+    else
+        for (int64_t row = 0; row < block->rows; row++)
+            copy_out(row_of(block, output->array, row), output->stage + row * n_classes, n_classes, 0);
+}
+
+typedef struct {
+    REAL *z, *mass, *hess, *packed; /* z becomes the exponentials, then the gradient */
+    TILE_OUTPUT grad_out, hess_out;
+} TILE;
+
+INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. */
+static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
+{
+    const int64_t one = job->n_classes * LANES;
+    const int64_t stage = round_up(job->rows_per_block * job->n_classes + LANES, 64 / (int64_t)sizeof(REAL));
+    REAL *next = scratch;
+    tile->z = next, next += one;
+    tile->mass = next, next += one; /* also the shifted logits of log_softmax */
+    tile->hess = next, next += one;
+    tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));
+    tile->grad_out.array = &job->grad, tile->grad_out.stage = NULL;
+    tile->hess_out.array = &job->hess, tile->hess_out.stage = NULL;
+    if (is_staged(job, &job->grad)) tile->grad_out.stage = next, next += stage;
+    if (is_staged(job, &job->hess)) tile->hess_out.stage = next, next += stage;
+    return (size_t)(next - scratch) * sizeof(REAL);
+}
+
+INLINE VECTOR tile_maximum(const REAL *z, int64_t n_classes)
+{
+    VECTOR m = broadcast((REAL)-INFINITY);
+    for (int64_t c = 0; c < n_classes; c++) m = maximum(load(z + c * LANES), m);
+    return m;
+}
+
+INLINE void tile_exponentials(REAL *to, const REAL *z, VECTOR m, int64_t n_classes)
+{
+    if (UNLIKELY(any(not_finite(m))))
+        for (int64_t c = 0; c < n_classes; c++) store(to + c * LANES, exponential_any(load(z + c * LANES), m));
+    else
+        for (int64_t c = 0; c < n_classes; c++) store(to + c * LANES, exponential(load(z + c * LANES), m));
+}
+
+INLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes)
+{
+    VECTOR all = total(sum_of(e, n_classes)), below = all;
+    if (any(less(all, broadcast(2)))) below = total(sum_below_one(e, n_classes));
+    return softmax_of(m, all, below);
+}
+
+/* Per-row numbers of the group in lanes; the lanes past the last row get 0. */
+INLINE VECTOR lanes_of_scale(const BLOCK *block, int64_t row, int rows)
+{
+    return load_up_to(block->scale + row, rows, 0);
+}
+
+INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row, int rows)
+{
+    REAL lanes[LANES];
+    store(lanes, value);
+    for (int lane = 0; lane < rows; lane++) block->value[row + lane] = (double)lanes[lane];
+}
+
+/* In float32 the distance of two finite logits may overflow; the loss is still a finite double. Called while the
+ * logits are intact. `mass` is [class][stride] of the row, NULL for a class index. */
+#if REAL_BITS == 32
+static void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REAL *mass, ptrdiff_t mass_row,
+                         ptrdiff_t mass_class, int64_t row, int rows)
+{
+    REAL m[LANES], l[LANES];
+    store(m, max), store(l, log_sum);
+    for (int lane = 0; lane < rows; lane++) {
+        if (!isinf(block->value[row + lane])) continue;
+        const REAL *z = row_of(block, &block->job->logits, row + lane);
+        const ptrdiff_t stride = block->job->logits.klass;
+        if (!mass) block->value[row + lane] = ((double)m[lane] - (double)z[block->label[row + lane] * stride]) + (double)l[lane];
+        else {
+            double value = 0;
+            for (int64_t c = 0; c < block->job->n_classes; c++) {
+                const double u = (double)mass[lane * mass_row + c * mass_class], x = (double)z[c * stride];
+                if (u != 0) value += u * ((x == (double)m[lane] ? 0 : (double)m[lane] - x) + (double)l[lane]);
+            }
+            block->value[row + lane] = value;
+        }
+    }
+}
+INLINE int has_infinite(VECTOR v) { return any(equal(absolute(v), broadcast(INFINITY))); }
+#endif
+
+/* want_grad and want_hess are constants at every call, so that each gets its own loops. */
+INLINE void tile_index(BLOCK *block, const TILE *tile, int64_t row, int rows, const int want_grad, const int want_hess)
+{
+    const int64_t n_classes = block->job->n_classes;
+    REAL *e = tile->z;
+    INTEGER labels[LANES] = {0};
+    for (int lane = 0; lane < rows; lane++) labels[lane] = (INTEGER)block->label[row + lane];
+    INTEGERS label;
+    memcpy(&label, labels, sizeof label);
+
+    VECTOR m = tile_maximum(e, n_classes), z_target = broadcast(0), e_target = broadcast(0);
+    if (UNLIKELY(any(not_finite(m)))) {
+        for (int64_t c = 0; c < n_classes; c++)
+            z_target = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), z_target);
+        tile_exponentials(e, e, m, n_classes);
+        for (int64_t c = 0; c < n_classes; c++)
+            e_target = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), e_target);
+    } else
+        for (int64_t c = 0; c < n_classes; c++) {
+            const MASK is_target = same(label, broadcast_integer((INTEGER)c));
+            VECTOR z = load(e + c * LANES), exponential_c = exponential(z, m);
+            z_target = choose(is_target, z, z_target);
+            e_target = choose(is_target, exponential_c, e_target);
+            store(e + c * LANES, exponential_c);
+        }
+    const SOFTMAX softmax = tile_softmax(e, m, n_classes);
+    const VECTOR value = index_value(&softmax, z_target);
+    put_values(block, value, row, rows);
+#if REAL_BITS == 32
+    if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, NULL, 0, 0, row, rows);
+#endif
+    if (!want_grad) return;
+    const VECTOR scaled_inverse = lanes_of_scale(block, row, rows) * softmax.inverse;
+    const VECTOR target_gradient = index_gradient(&softmax, e_target, scaled_inverse);
+    for (int64_t c = 0; c < n_classes; c++) {
+        VECTOR exponential_c = load(e + c * LANES);
+        if (want_hess) store(tile->hess + c * LANES, hessian(&softmax, exponential_c, scaled_inverse));
+        store(e + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient, exponential_c * scaled_inverse));
+    }
+    put_tile(block, &tile->grad_out, e, row, rows);
+    if (want_hess) put_tile(block, &tile->hess_out, tile->hess, row, rows);
+}
+
+static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
+{
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes;
+    REAL *z = tile->z, *mass = tile->mass;
+    const ptrdiff_t target_row = job->target.inner, target_class = job->target.klass;
+
+    if (has_labels(job)) {
+        for (int64_t i = 0; i < n_classes * LANES; i++) mass[i] = 0;
+        for (int lane = 0; lane < rows; lane++) mass[block->label[row + lane] * LANES + lane] = 1;
+    } else if (job->target_type == (REAL_BITS == 32 ? FX_FLOAT32 : FX_FLOAT64))
+        load_tile(mass, row_of(block, &job->target, row), target_row, target_class, rows, n_classes, followed, tile->packed);
+    else
+        for (int lane = 0; lane < LANES; lane++) {
+            const ptrdiff_t offset = block->outer * job->target.outer + (block->first + row + lane) * target_row;
+            if (lane < rows) read_reals(&job->target, job->target_type, offset, target_class, n_classes, tile->packed);
+            for (int64_t c = 0; c < n_classes; c++) mass[c * LANES + lane] = lane < rows ? tile->packed[c] : 0;
+        }
+
+    const VECTOR one = broadcast(1), zero = broadcast(0);
+    VECTOR uniform = zero;
+    if (job->label_smoothing > 0) {
+        VECTOR unmasked = zero;
+        for (int64_t c = 0; c < n_classes; c++)
+            unmasked += choose(equal(load(z + c * LANES), broadcast((REAL)-INFINITY)), zero, one);
+        uniform = (REAL)job->label_smoothing / unmasked;
+    }
+    const VECTOR one_minus_eps = broadcast((REAL)(1 - job->label_smoothing));
+    const VECTOR m = tile_maximum(z, n_classes);
+    REAL *terms = tile->hess;
+    for (int64_t c = 0; c < n_classes; c++) {
+        VECTOR z_c = load(z + c * LANES);
+        VECTOR u = target_mass(z_c, load(mass + c * LANES), broadcast(class_weight(job, c)), one_minus_eps, uniform,
+                               (REAL)-INFINITY);
+        store(mass + c * LANES, u);
+        store(terms + c * LANES, mass_value(u, z_c, m));
+    }
+    const PAIR total_mass = sum_of(mass, n_classes);
+    const VECTOR distance = total(sum_of(terms, n_classes));
+    REAL mass_of_lane[LANES];
+    store(mass_of_lane, total_mass.high);
+    for (int lane = 0; lane < rows; lane++)
+        if (mass_of_lane[lane] == 0) block->weight[row + lane] = 0;
+
+    tile_exponentials(z, z, m, n_classes);
+    const SOFTMAX softmax = tile_softmax(z, m, n_classes);
+    const VECTOR value = total(total_mass) * softmax.log_sum + distance;
+    put_values(block, value, row, rows);
+#if REAL_BITS == 32
+    if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, mass, 1, LANES, row, rows);
+#endif
+    if (!job->grad.data) return;
+    const VECTOR scaled_inverse = lanes_of_scale(block, row, rows) * softmax.inverse;
+    const VECTOR scaled_mass = scaled_inverse * total(total_mass);
+    for (int64_t c = 0; c < n_classes; c++) {
+        VECTOR e = load(z + c * LANES);
+        if (job->hess.data) store(tile->hess + c * LANES, hessian(&softmax, e, scaled_mass));
+        store(z + c * LANES, mass_gradient(&softmax, e, load(mass + c * LANES), total_mass, scaled_inverse));
+    }
+    put_tile(block, &tile->grad_out, z, row, rows);
+    if (job->hess.data) put_tile(block, &tile->hess_out, tile->hess, row, rows);
+}
+
+static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int rows)
+{
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes;
+    REAL *z = tile->z, *e = tile->mass;
+    const VECTOR m = tile_maximum(z, n_classes);
+    tile_exponentials(e, z, m, n_classes);
+    const SOFTMAX softmax = tile_softmax(e, m, n_classes);
+    if (job->task == FX_LOGSUMEXP) {
+        REAL lanes[LANES];
+        store(lanes, log_sum_exp(&softmax));
+        for (int lane = 0; lane < rows; lane++) *row_of(block, &job->loss, row + lane) = lanes[lane];
+        return;
+    }
+    if (job->task == FX_SOFTMAX)
+        for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, load(e + c * LANES) * softmax.inverse);
+    else
+        for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, shift(load(z + c * LANES), m) - softmax.log_sum);
+    put_tile(block, &tile->grad_out, e, row, rows);
+}
+
+static void compute_tiles(BLOCK *block, REAL *scratch)
+{
+    const fx_job *job = block->job;
+    TILE tile;
+    tile_scratch(job, scratch, &tile);
+    for (int64_t row = 0; row < block->rows; row += LANES) {
+        const int rows = block->rows - row < LANES ? (int)(block->rows - row) : LANES;
+        const int followed = row + LANES < block->rows;
+        load_tile(tile.z, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, job->n_classes,
+                  followed, tile.packed);
+        if (job->task != FX_CROSS_ENTROPY) tile_activation(block, &tile, row, rows);
+        else if (is_soft(job)) tile_soft(block, &tile, row, rows, followed);
+        else if (!job->grad.data) tile_index(block, &tile, row, rows, 0, 0);
+        else if (!job->hess.data) tile_index(block, &tile, row, rows, 1, 0);
+        else tile_index(block, &tile, row, rows, 1, 1);
+    }
+    flush_stage(block, &tile.grad_out);
+    flush_stage(block, &tile.hess_out);
+}
+
+#endif

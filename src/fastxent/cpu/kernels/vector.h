@@ -1,0 +1,263 @@
+/* Lanes: the vector type of one dtype at one instruction-set level, and the few operations the kernels need.
+ *
+ * In:  REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32, 64; 0 for one lane).
+ * Out: REAL, INTEGER (a signed integer as wide), VECTOR, INTEGERS, MASK, LANES and the functions below.
+ *
+ * Design
+ * a) Arithmetic is written with the operators of GNU vector types, so that a formula reads the same for any width.
+ *    Comparisons and selections go through functions, because AVX-512 keeps masks in registers of their own and GCC 12
+ *    otherwise spends three instructions on a selection.
+ * b) Compilers without GNU vectors get LANES == 1: VECTOR is then REAL itself, and the same formulas compile.
+ * c) maximum(a, b) is `a > b ? a : b`: b comes back when either is NaN, so that maximum(constant, x) keeps a NaN in x
+ *    and maximum(x, running) skips one. This is exactly what maxps does; fmax does not.
+ */
+#ifndef FASTXENT_VECTOR_H
+#define FASTXENT_VECTOR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stddef.h>
+#include <string.h>
+
+#if VECTOR_BYTES && (defined(__x86_64__) || defined(__i386__))
+#include <immintrin.h>
+#define STREAMING_STORES 1
+#endif
+
+#if REAL_BITS == 32
+typedef float REAL;
+typedef int32_t INTEGER;
+#define REAL_EPSILON 1.1920928955078125e-07f
+#else
+typedef double REAL;
+typedef int64_t INTEGER;
+#define REAL_EPSILON 2.220446049250313e-16
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define INLINE static __forceinline
+#define RESTRICT __restrict
+#define UNLIKELY(condition) (condition)
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define RESTRICT __restrict__
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#endif
+
+#if VECTOR_BYTES
+
+#define LANES (VECTOR_BYTES * 8 / REAL_BITS)
+typedef REAL VECTOR __attribute__((vector_size(VECTOR_BYTES)));
+typedef INTEGER INTEGERS __attribute__((vector_size(VECTOR_BYTES)));
+typedef REAL VECTOR_UNALIGNED __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BITS / 8), may_alias));
+
+INLINE VECTOR broadcast(REAL x) { return x - (VECTOR){0}; }
+INLINE INTEGERS broadcast_integer(INTEGER i) { return i - (INTEGERS){0}; }
+INLINE VECTOR load(const REAL *p) { return *(const VECTOR_UNALIGNED *)p; }
+INLINE void store(REAL *p, VECTOR v) { *(VECTOR_UNALIGNED *)p = v; }
+INLINE VECTOR as_reals(INTEGERS v) { return (VECTOR)v; }
+INLINE INTEGERS as_integers(VECTOR v) { return (INTEGERS)v; }
+
+#else
+
+#define LANES 1
+typedef REAL VECTOR;
+typedef INTEGER INTEGERS;
+
+INLINE VECTOR broadcast(REAL x) { return x; }
+INLINE INTEGERS broadcast_integer(INTEGER i) { return i; }
+INLINE VECTOR load(const REAL *p) { return *p; }
+INLINE void store(REAL *p, VECTOR v) { *p = v; }
+INLINE VECTOR as_reals(INTEGERS v) { VECTOR x; memcpy(&x, &v, sizeof x); return x; }
+INLINE INTEGERS as_integers(VECTOR v) { INTEGERS i; memcpy(&i, &v, sizeof i); return i; }
+
+#endif
+
+/* Masks: less(a, b), equal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m);
+ * choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere. */
+
+#if VECTOR_BYTES == 64
+
+#if REAL_BITS == 32
+#define MM512(operation) _mm512_##operation##_ps
+#define MM512I(operation) _mm512_##operation##_epi32
+typedef __mmask16 MASK;
+#else
+#define MM512(operation) _mm512_##operation##_pd
+#define MM512I(operation) _mm512_##operation##_epi64
+typedef __mmask8 MASK;
+#endif
+#if REAL_BITS == 32
+INLINE MASK less(VECTOR a, VECTOR b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE MASK equal(VECTOR a, VECTOR b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE MASK same(INTEGERS a, INTEGERS b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+#else
+INLINE MASK less(VECTOR a, VECTOR b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+INLINE MASK equal(VECTOR a, VECTOR b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+INLINE MASK same(INTEGERS a, INTEGERS b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
+#endif
+INLINE MASK both(MASK a, MASK b) { return (MASK)(a & b); }
+INLINE MASK negate(MASK m) { return (MASK)~m; }
+INLINE int any(MASK m) { return m != 0; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return MM512(mask_blend)(m, b, a); }
+INLINE VECTOR keep(MASK m, VECTOR a) { return MM512(maskz_mov)(m, a); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return MM512(max)(a, b); }
+INLINE MASK first_lanes(int n) { return (MASK)((1u << n) - 1u); }
+INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
+{
+    return MM512(mask_loadu)(broadcast(fill), first_lanes(n), p);
+}
+INLINE void store_first(REAL *p, VECTOR v, int n) { MM512(mask_storeu)(p, first_lanes(n), v); }
+
+#elif VECTOR_BYTES
+
+typedef INTEGERS MASK;
+INLINE MASK less(VECTOR a, VECTOR b) { return (MASK)(a < b); }
+INLINE MASK equal(VECTOR a, VECTOR b) { return (MASK)(a == b); }
+INLINE MASK same(INTEGERS a, INTEGERS b) { return (MASK)(a == b); }
+INLINE MASK both(MASK a, MASK b) { return a & b; }
+INLINE MASK negate(MASK m) { return ~m; }
+INLINE VECTOR keep(MASK m, VECTOR a) { return (VECTOR)((INTEGERS)a & m); }
+
+#if VECTOR_BYTES == 32 && defined(__AVX__) && REAL_BITS == 32
+INLINE int any(MASK m) { return _mm256_movemask_ps((__m256)m) != 0; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return _mm256_max_ps(a, b); }
+#elif VECTOR_BYTES == 32 && defined(__AVX__)
+INLINE int any(MASK m) { return _mm256_movemask_pd((__m256d)m) != 0; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return _mm256_blendv_pd(b, a, (__m256d)m); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return _mm256_max_pd(a, b); }
+#elif VECTOR_BYTES == 16 && defined(__SSE4_1__) && REAL_BITS == 32
+INLINE int any(MASK m) { return _mm_movemask_ps((__m128)m) != 0; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return _mm_blendv_ps(b, a, (__m128)m); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return _mm_max_ps(a, b); }
+#elif VECTOR_BYTES == 16 && defined(__SSE4_1__)
+INLINE int any(MASK m) { return _mm_movemask_pd((__m128d)m) != 0; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return _mm_blendv_pd(b, a, (__m128d)m); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return _mm_max_pd(a, b); }
+#else
+INLINE int any(MASK m)
+{
+    INTEGER found = 0;
+    for (int lane = 0; lane < LANES; lane++) found |= m[lane];
+    return found != 0;
+}
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return (VECTOR)(((INTEGERS)a & m) | ((INTEGERS)b & ~m)); }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return choose((MASK)(a > b), a, b); }
+#endif
+
+#if VECTOR_BYTES == 32 && defined(__AVX2__)
+/* Masked loads and stores never touch the lanes left out, so nothing is read or written past a row. */
+INLINE INTEGERS lane_numbers(void)
+{
+#if REAL_BITS == 32
+    return (INTEGERS){0, 1, 2, 3, 4, 5, 6, 7};
+#else
+    return (INTEGERS){0, 1, 2, 3};
+#endif
+}
+INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
+{
+    INTEGERS taken = (INTEGERS)(lane_numbers() < (INTEGER)n);
+#if REAL_BITS == 32
+    return choose(taken, _mm256_maskload_ps(p, (__m256i)taken), broadcast(fill));
+#else
+    return choose(taken, _mm256_maskload_pd(p, (__m256i)taken), broadcast(fill));
+#endif
+}
+INLINE void store_first(REAL *p, VECTOR v, int n)
+{
+    INTEGERS taken = (INTEGERS)(lane_numbers() < (INTEGER)n);
+#if REAL_BITS == 32
+    _mm256_maskstore_ps(p, (__m256i)taken, v);
+#else
+    _mm256_maskstore_pd(p, (__m256i)taken, v);
+#endif
+}
+#else
+INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
+{
+    VECTOR v = broadcast(fill);
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < n) v[lane] = p[lane];
+    return v;
+}
+INLINE void store_first(REAL *p, VECTOR v, int n)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < n) p[lane] = v[lane];
+}
+#endif
+
+#else /* one lane */
+
+typedef int MASK;
+INLINE MASK less(VECTOR a, VECTOR b) { return a < b; }
+INLINE MASK equal(VECTOR a, VECTOR b) { return a == b; }
+INLINE MASK same(INTEGERS a, INTEGERS b) { return a == b; }
+INLINE MASK both(MASK a, MASK b) { return a & b; }
+INLINE MASK negate(MASK m) { return !m; }
+INLINE int any(MASK m) { return m; }
+INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return m ? a : b; }
+INLINE VECTOR keep(MASK m, VECTOR a) { return m ? a : 0; }
+INLINE VECTOR maximum(VECTOR a, VECTOR b) { return a > b ? a : b; }
+INLINE VECTOR load_first(const REAL *p, int n, REAL fill) { return n > 0 ? *p : fill; }
+INLINE void store_first(REAL *p, VECTOR v, int n) { if (n > 0) *p = v; }
+
+#endif
+
+INLINE VECTOR absolute(VECTOR v) { return maximum(v, -v); } /* of a NaN, a NaN */
+INLINE MASK not_finite(VECTOR v) { return negate(less(absolute(v), broadcast((REAL)INFINITY))); }
+
+/* A load of up to LANES values: all of them on the way, the first n at the end of a row. */
+INLINE VECTOR load_up_to(const REAL *p, int64_t n, REAL fill)
+{
+    return n >= LANES ? load(p) : load_first(p, (int)n, fill);
+}
+INLINE void store_up_to(REAL *p, VECTOR v, int64_t n)
+{
+    if (n >= LANES) store(p, v);
+    else store_first(p, v, (int)n);
+}
+
+/* Copy n values out. `stream` bypasses the caches (non-temporal stores), which saves the read for ownership of lines
+ * that nobody will look at soon; the caller ends its run of streams with stream_fence(). */
+INLINE void copy_out(REAL *RESTRICT out, const REAL *RESTRICT from, int64_t n, int stream)
+{
+#ifdef STREAMING_STORES
+    if (stream) {
+        int64_t head = (int64_t)((0 - (uintptr_t)out) % VECTOR_BYTES / sizeof(REAL));
+        if (head > n) head = n;
+        store_up_to(out, load_up_to(from, head, 0), head);
+        int64_t i = head;
+        for (; i + LANES <= n; i += LANES) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+            _mm512_stream_ps(out + i, load(from + i));
+#elif VECTOR_BYTES == 64
+            _mm512_stream_pd(out + i, load(from + i));
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+            _mm256_stream_ps(out + i, load(from + i));
+#elif VECTOR_BYTES == 32
+            _mm256_stream_pd(out + i, load(from + i));
+#elif REAL_BITS == 32
+            _mm_stream_ps(out + i, load(from + i));
+#else
+            _mm_stream_pd(out + i, load(from + i));
+#endif
+        }
+        if (i < n) store_first(out + i, load_first(from + i, (int)(n - i), 0), (int)(n - i));
+        return;
+    }
+#endif
+    (void)stream;
+    memcpy(out, from, (size_t)n * sizeof(REAL));
+}
+
+INLINE void stream_fence(void)
+{
+#ifdef STREAMING_STORES
+    _mm_sfence();
+#endif
+}
+
+#endif

@@ -1,0 +1,34 @@
+/* OpenMP where there is one, and what must be known before entering a parallel region. */
+#ifndef FASTXENT_THREADS_H
+#define FASTXENT_THREADS_H
+
+#ifdef _OPENMP
+#include <omp.h>
+#define FX_OPENMP 1
+static int fx_max_threads(void) { return omp_get_max_threads(); }
+static int fx_thread_limit(void) { return omp_get_thread_limit(); }
+static int fx_in_parallel(void) { return omp_in_parallel(); }
+#else
+#define FX_OPENMP 0
+static int fx_max_threads(void) { return 1; }
+static int fx_thread_limit(void) { return 1; }
+static int fx_in_parallel(void) { return 0; }
+#endif
+
+/* libgomp hangs when a process that has run a parallel region forks and the child opens another one (GCC bugs 52303,
+ * 58378): its pool's threads do not exist in the child. A child of such a process therefore stays serial. */
+static int fx_parallel_has_run = 0;
+static int fx_forked_after_parallel = 0;
+
+#if FX_OPENMP && !defined(_WIN32)
+#include <pthread.h>
+static void fx_in_child(void)
+{
+    if (fx_parallel_has_run) fx_forked_after_parallel = 1;
+}
+static void fx_watch_forks(void) { pthread_atfork(0, 0, fx_in_child); }
+#else
+static void fx_watch_forks(void) {}
+#endif
+
+#endif
