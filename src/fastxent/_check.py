@@ -226,9 +226,27 @@ def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[A
         fail(ValueError, argument, f"have shape {shape}", values.shape)
     if not values.flags.writeable:
         fail(ValueError, argument, "be writable", "a read-only array")
-    if any(stride == 0 and length > 1 for stride, length in zip(values.strides, shape, strict=True)):
+    if overlaps_itself(values):
         fail(ValueError, argument, "not overlap itself", f"strides {values.strides}")
     return values
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Whether two elements of one array share memory, as in broadcast or sliding views."""
+    reach = array.itemsize
+    steps = sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    for stride, length in steps:
+        if stride < reach:
+            break
+        reach += stride * (length - 1)
+    else:
+        return False
+    # The steps are not nested; such an array may yet be free of overlap. Small ones are looked at element by element.
+    if array.size > OVERLAP_WORK or any(stride < array.itemsize for stride, _ in steps):
+        return bool(array.size)
+    places = sum(np.ogrid[tuple(slice(n) for n in array.shape)][d] * s for d, s in enumerate(array.strides))
+    gaps = np.diff(np.sort(np.asarray(places).reshape(-1)))
+    return bool((gaps < array.itemsize).any())
 
 
 def overlap(a: Array, b: Array) -> bool:

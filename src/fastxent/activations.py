@@ -186,8 +186,9 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
 
     Parameters
     ----------
-    target : array_like of int
-        Class indices in [0, n_classes), any shape.
+    target : array_like
+        Class indices in [0, n_classes), any shape; or probabilities (floats) of shape (..., n_classes), whose column
+        sums are the counts.
     n_classes : int
         Number of classes, at least 1.
 
@@ -220,10 +221,15 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
     if k < 1:
         _check.fail(ValueError, "n_classes", "be at least 1", k)
     labels = np.asarray(target)
+    if labels.dtype.kind == "f" and labels.shape[-1:] == (k,):
+        if not (np.isfinite(labels) & (labels >= 0)).all():
+            _check.explain_target(labels, k, None)
+        return run.balanced(labels.reshape(-1, k).sum(axis=0, dtype=np.float64))
     if labels.size == 0:
         return np.zeros(k)
     if labels.dtype.kind not in "bui":
-        _check.fail(TypeError, "target", "be integer class indices", labels.dtype)
+        rule = f"be integer class indices or probabilities of shape (..., {k})"
+        _check.fail(TypeError, "target", rule, f"{labels.dtype} of shape {labels.shape}")
     if ((labels < 0) | (labels >= k)).any():
         _check.explain_target(labels, k, None)
     return run.balanced(np.bincount(labels.reshape(-1).astype(np.intp, copy=False), minlength=k))

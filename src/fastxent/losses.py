@@ -313,6 +313,7 @@ class CrossEntropy(_Loss):
             labels,
             axis=axis,
             sample_weight=weights,
+            given_weight=sample_weight,
             class_weight=class_weight,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
@@ -339,7 +340,7 @@ class CrossEntropy(_Loss):
 def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: int | None) -> Array:
     """Balanced weights from a call's own target, ignored rows left out."""
     if labels.dtype.kind != "f":
-        counted = labels.reshape(-1) if ignore_index is None else labels[labels != ignore_index]
+        counted = labels if ignore_index is None else labels[labels != ignore_index]
         if ((counted < 0) | (counted >= n_classes)).any():
             _check.explain_target(labels, n_classes, ignore_index)
         return balanced_class_weight(counted, n_classes)
@@ -349,4 +350,4 @@ def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: in
     if ignore_index is not None and 0 <= ignore_index < n_classes:
         others = np.delete(rows, ignore_index, axis=1)
         rows = rows[(rows[:, ignore_index] == 0) | others.any(axis=1)]
-    return run.balanced(rows.sum(axis=0, dtype=np.float64))
+    return balanced_class_weight(rows, n_classes)

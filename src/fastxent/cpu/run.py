@@ -20,6 +20,7 @@ def cross_entropy(
     *,
     axis: int,
     sample_weight: Array | None,
+    given_weight: Any,
     class_weight: Array | None,
     label_smoothing: float,
     ignore_index: int | None,
@@ -28,7 +29,10 @@ def cross_entropy(
     grad: Array | None,
     hess: Array | None,
 ) -> Array | float:
-    """Write gradient and Hessian, where wanted, and return the loss; all arrays checked and native."""
+    """Write gradient and Hessian, where wanted, and return the loss.
+
+    All arrays are checked and native; ``given_weight`` is ``sample_weight`` as the user wrote it, for messages.
+    """
     none = reduction == "none"
     loss = np.empty(logits.shape[:axis] + logits.shape[axis + 1 :], logits.dtype) if none else None
     if logits.size == 0:
@@ -58,7 +62,7 @@ def cross_entropy(
         divisor += part
         flaws |= flaw
     if flaws & BAD_WEIGHT:
-        _check.explain_sample_weight(sample_weight)
+        _check.explain_sample_weight(given_weight)
     if flaws:
         _check.explain_target(target, logits.shape[axis], ignore_index)
     scale = 1.0

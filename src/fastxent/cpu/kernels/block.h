@@ -20,6 +20,7 @@ typedef struct {
     int64_t *label;
     double *weight, *value;     /* value: the loss of each row before its weight */
     REAL *scale;                /* weight times the scale of the gradient */
+    int all_weigh_one;          /* then `weight` is not filled in */
 } BLOCK;
 
 INLINE REAL *row_of(const BLOCK *block, const fx_array *array, int64_t row)
@@ -32,20 +33,22 @@ INLINE int has_labels(const fx_job *job) { return job->target_type < FX_FLOAT32;
 
 INLINE BLOCK block_of(const fx_job *job, int64_t number)
 {
-    BLOCK block = {job, number / job->n_blocks_per_outer, 0, 0, NULL, NULL, NULL, NULL};
+    BLOCK block = {job, number / job->n_blocks_per_outer, 0, 0, NULL, NULL, NULL, NULL, 0};
     block.first = number % job->n_blocks_per_outer * job->rows_per_block;
     block.rows = job->n_inner - block.first < job->rows_per_block ? job->n_inner - block.first : job->rows_per_block;
     return block;
 }
 
-/* Labels of any integer type as int64; an unsigned one beyond int64 becomes -1, which is no class. A loop per type. */
-#define READ_LABELS(type)                                                                             \
+/* Labels of any integer type as int64, a loop per type; an unsigned one beyond becomes the largest, which is no class. */
+#define AS_IS(value) ((int64_t)(value))
+#define AT_MOST_INT64(value) ((value) > INT64_MAX ? INT64_MAX : (int64_t)(value))
+#define READ_LABELS(type, as_int64)                                                                             \
     {                                                                                                 \
         const type *p = (const type *)job->target.data + offset;                                      \
         if (stride == 1)                                                                              \
-            for (int64_t i = 0; i < rows; i++) label[i] = (int64_t)p[i];                              \
+            for (int64_t i = 0; i < rows; i++) label[i] = as_int64(p[i]);                             \
         else                                                                                          \
-            for (int64_t i = 0; i < rows; i++) label[i] = (int64_t)p[i * stride];                     \
+            for (int64_t i = 0; i < rows; i++) label[i] = as_int64(p[i * stride]);                    \
     }                                                                                                 \
     break
 
@@ -55,14 +58,14 @@ static void read_labels(const BLOCK *block, int64_t first, int64_t rows, int64_t
     const ptrdiff_t stride = job->target.inner;
     const ptrdiff_t offset = block->outer * job->target.outer + (block->first + first) * stride;
     switch (job->target_type) {
-    case FX_INT8: READ_LABELS(int8_t);
-    case FX_INT16: READ_LABELS(int16_t);
-    case FX_INT32: READ_LABELS(int32_t);
-    case FX_INT64: READ_LABELS(int64_t);
-    case FX_UINT8: READ_LABELS(uint8_t);
-    case FX_UINT16: READ_LABELS(uint16_t);
-    case FX_UINT32: READ_LABELS(uint32_t);
-    default: READ_LABELS(uint64_t);
+    case FX_INT8: READ_LABELS(int8_t, AS_IS);
+    case FX_INT16: READ_LABELS(int16_t, AS_IS);
+    case FX_INT32: READ_LABELS(int32_t, AS_IS);
+    case FX_INT64: READ_LABELS(int64_t, AS_IS);
+    case FX_UINT8: READ_LABELS(uint8_t, AS_IS);
+    case FX_UINT16: READ_LABELS(uint16_t, AS_IS);
+    case FX_UINT32: READ_LABELS(uint32_t, AS_IS);
+    default: READ_LABELS(uint64_t, AT_MOST_INT64);
     }
 }
 
@@ -109,38 +112,42 @@ static int is_ignored_one_hot(const BLOCK *block, int64_t row)
     return some;
 }
 
+/* Clamp the labels and weigh the rows one by one: ignored rows, labels out of range, weights. */
+static void prepare_weights(BLOCK *block)
+{
+    const fx_job *job = block->job;
+    const int weighted = job->class_weight && !is_soft(job);
+    for (int64_t i = 0; i < block->rows; i++) {
+        const int64_t label = block->label[i];
+        double weight = 1;
+        if (!has_labels(job)) weight = is_ignored_one_hot(block, i) ? 0 : 1;
+        else if (job->has_ignore_index && label == job->ignore_index) weight = 0;
+        else if (UNLIKELY((uint64_t)label >= (uint64_t)job->n_classes)) weight = NAN;
+        else if (weighted) weight = (double)class_weight(job, label);
+        if (UNLIKELY((uint64_t)label >= (uint64_t)job->n_classes)) block->label[i] = 0;
+        if (job->sample_weight.data && weight != 0) weight *= sample_weight(block, i);
+        block->weight[i] = weight;
+    }
+    for (int64_t i = 0; i < block->rows; i++) block->scale[i] = (REAL)(block->weight[i] * job->scale);
+}
+
 static void prepare(BLOCK *block)
 {
     const fx_job *job = block->job;
-    const int64_t rows = block->rows;
-    if (!has_labels(job)) {
-        for (int64_t i = 0; i < rows; i++) {
-            block->label[i] = 0;
-            block->weight[i] = is_ignored_one_hot(block, i) ? 0 : sample_weight(block, i);
-        }
-    } else {
+    const int64_t rows = block->rows, padded = (rows + 15) / 16 * 16;
+    int64_t out_of_range = 0;
+    if (has_labels(job)) {
         read_labels(block, 0, rows, block->label);
-        const int weighted = job->class_weight && !is_soft(job);
-        for (int64_t i = 0; i < rows; i++) {
-            const int64_t label = block->label[i];
-            double weight = 1;
-            if (UNLIKELY(job->has_ignore_index && label == job->ignore_index)) {
-                weight = 0;
-                block->label[i] = 0;
-            } else if (UNLIKELY((uint64_t)label >= (uint64_t)job->n_classes)) {
-                weight = NAN;
-                block->label[i] = 0;
-            } else if (weighted)
-                weight = (double)class_weight(job, label);
-            block->weight[i] = weight;
-        }
-        if (job->sample_weight.data)
-            for (int64_t i = 0; i < rows; i++) {
-                const double s = sample_weight(block, i);
-                block->weight[i] = block->weight[i] == 0 || s == 0 ? 0 : block->weight[i] * s;
-            }
-    }
-    for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)(block->weight[i] * job->scale);
+        for (int64_t i = 0; i < rows; i++) out_of_range |= (uint64_t)block->label[i] >= (uint64_t)job->n_classes;
+    } else
+        for (int64_t i = 0; i < rows; i++) block->label[i] = 0;
+    for (int64_t i = rows; i < padded; i++) block->label[i] = 0, block->scale[i] = 0;
+    block->all_weigh_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !out_of_range
+                           && !is_soft(job);
+    if (block->all_weigh_one)
+        for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)job->scale;
+    else
+        prepare_weights(block);
 }
 
 static void zero_row(const BLOCK *block, const fx_array *array, int64_t row)
@@ -150,27 +157,34 @@ static void zero_row(const BLOCK *block, const fx_array *array, int64_t row)
     for (int64_t c = 0; c < block->job->n_classes; c++) out[c * array->klass] = 0;
 }
 
+/* The losses in the order of the rows, in 8 interleaved sums so that one addition need not wait for the last. */
+static double sum_of_losses(const double *value, int64_t rows)
+{
+    double sums[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= rows; i += 8)
+        for (int k = 0; k < 8; k++) sums[k] += value[i + k];
+    for (int k = 0; i < rows; i++, k++) sums[k] += value[i];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 /* Weight the losses, hand them out, add them up, and clear the rows that do not count. */
 static double finish(BLOCK *block)
 {
     const fx_job *job = block->job;
-    double sum = 0;
-    int cleared = 0;
-    for (int64_t i = 0; i < block->rows; i++) {
-        const int counts = block->weight[i] != 0;
-        block->value[i] = counts ? block->weight[i] * block->value[i] : 0;
-        cleared |= !counts;
-    }
-    for (int64_t i = 0; i < block->rows; i++) sum += block->value[i];
-    if (job->loss.data)
-        for (int64_t i = 0; i < block->rows; i++) *row_of(block, &job->loss, i) = (REAL)block->value[i];
-    if (UNLIKELY(cleared))
-        for (int64_t i = 0; i < block->rows; i++)
+    const int64_t rows = block->rows;
+    if (!block->all_weigh_one)
+        for (int64_t i = 0; i < rows; i++) {
             if (block->weight[i] == 0) {
+                block->value[i] = 0;
                 zero_row(block, &job->grad, i);
                 zero_row(block, &job->hess, i);
-            }
-    return sum;
+            } else
+                block->value[i] *= block->weight[i];
+        }
+    if (job->loss.data)
+        for (int64_t i = 0; i < rows; i++) *row_of(block, &job->loss, i) = (REAL)block->value[i];
+    return sum_of_losses(block->value, rows);
 }
 
 /* ---- survey ---- */

@@ -23,7 +23,7 @@
 #define SPARE 64                          /* of the exponent range, see c) */
 #define POWER_OF_MINUS_SPARE 0x1p-64f
 #define ROUND 0x1.8p23f
-#define EXP_IS_ZERO_BELOW -105.0f         /* 2^-150 = exp(-103.97) rounds to 0 */
+#define EXP_IS_ZERO_BELOW -103.98f        /* 2^-150 = exp(-103.972) rounds to 0 */
 #define LOG2_E 0x1.715476p0f
 #define LN2_HIGH 0.693359375f             /* 10 significant bits */
 #define LN2_LOW -2.12194440054690582e-4f
@@ -39,7 +39,7 @@ static const REAL LOG_POLYNOMIAL[] = {    /* Lg4 .. Lg1 of e_logf.c, error below
 #define SPARE 512
 #define POWER_OF_MINUS_SPARE 0x1p-512
 #define ROUND 0x1.8p52
-#define EXP_IS_ZERO_BELOW -747.0          /* 2^-1075 = exp(-745.13) rounds to 0 */
+#define EXP_IS_ZERO_BELOW -745.14         /* 2^-1075 = exp(-745.133) rounds to 0 */
 #define LOG2_E 0x1.71547652b82fep0
 #define LN2_HIGH 6.93147180369123816490e-01 /* 32 significant bits */
 #define LN2_LOW 1.90821492927058770002e-10
@@ -63,15 +63,16 @@ INLINE VECTOR polynomial(const REAL *coefficients, int count, VECTOR x)
     return value;
 }
 
-/* exp(x) for x <= 0. */
+/* exp(x) for x <= 0. Below the threshold 0 is put in place of a product that would underflow: processors take a hundred
+ * cycles over those, and masked logits are common. */
 INLINE VECTOR exp_nonpositive(VECTOR x)
 {
-    x = maximum(broadcast(EXP_IS_ZERO_BELOW), x);
 #if VECTOR_BYTES == 64
     const VECTOR shifter = broadcast(ROUND);
 #else
     const VECTOR shifter = broadcast(ROUND + (SPARE + EXPONENT_BIAS));
 #endif
+    MASK is_zero = less(x, broadcast(EXP_IS_ZERO_BELOW));
     VECTOR shifted = x * LOG2_E + shifter;
     VECTOR n = shifted - shifter;
     VECTOR r = x - n * LN2_HIGH;
@@ -79,9 +80,9 @@ INLINE VECTOR exp_nonpositive(VECTOR x)
     VECTOR q = polynomial(EXP_POLYNOMIAL, COUNT(EXP_POLYNOMIAL), r);
     VECTOR e = (q * r + (REAL)1) * r + (REAL)1;
 #if VECTOR_BYTES == 64
-    return MM512(scalef)(e, n);
+    return MM512(maskz_scalef)(negate(is_zero), e, n);
 #else
-    return e * as_reals(as_integers(shifted) << MANTISSA_BITS) * POWER_OF_MINUS_SPARE;
+    return keep(negate(is_zero), e * as_reals(as_integers(shifted) << MANTISSA_BITS)) * POWER_OF_MINUS_SPARE;
 #endif
 }
 
@@ -103,11 +104,10 @@ INLINE VECTOR log_of_normal(VECTOR u, VECTOR correction)
     return k * LN2_HIGH - ((half_square - (s * (half_square + tail) + (k * LN2_LOW + correction))) - f);
 }
 
-/* log(1 + x) for x >= 0, finite. */
-INLINE VECTOR log1p_nonnegative(VECTOR x)
+/* log(1 + x) for x >= 0, finite, with u = 1 + x rounded and its inverse, which the callers have anyway. */
+INLINE VECTOR log1p_nonnegative(VECTOR x, VECTOR u, VECTOR inverse)
 {
-    VECTOR u = (REAL)1 + x;
-    return log_of_normal(u, (x - (u - (REAL)1)) / u);
+    return log_of_normal(u, (x - (u - (REAL)1)) * inverse);
 }
 
 #endif

@@ -64,43 +64,38 @@ INLINE VECTOR exponential_any(VECTOR z, VECTOR m)
 /* z - m, 0 at the maximum also where it is infinite. */
 INLINE VECTOR shift(VECTOR z, VECTOR m) { return choose(equal(z, m), broadcast(0), z - m); }
 
-/* Sum of v[0], v[1], ... v[count - 1]. */
-INLINE PAIR sum_of(const REAL *values, int64_t count)
-{
-    PAIR sum = zero_pair();
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        const REAL *v = values + i * LANES;
-        VECTOR a = load(v) + load(v + LANES), b = load(v + 2 * LANES) + load(v + 3 * LANES);
-        VECTOR c = load(v + 4 * LANES) + load(v + 5 * LANES), d = load(v + 6 * LANES) + load(v + 7 * LANES);
-        sum = add(sum, (a + b) + (c + d));
+/* Sum of `count` vectors of exponentials: pairwise by 8, compensated from 16 on (below, no error can build up). */
+#define DEFINE_SUM(name, term)                                                                       \
+    INLINE VECTOR name(const REAL *values, int64_t count)                                            \
+    {                                                                                                \
+        PAIR sum = zero_pair();                                                                      \
+        VECTOR eight = broadcast(0), rest = broadcast(0);                                            \
+        int64_t i = 0;                                                                               \
+        for (; i + 8 <= count; i += 8) {                                                             \
+            const REAL *v = values + i * LANES;                                                      \
+            VECTOR a = term(v) + term(v + LANES), b = term(v + 2 * LANES) + term(v + 3 * LANES);     \
+            VECTOR c = term(v + 4 * LANES) + term(v + 5 * LANES);                                    \
+            VECTOR d = term(v + 6 * LANES) + term(v + 7 * LANES);                                    \
+            eight = (a + b) + (c + d);                                                               \
+            if (count >= 16) sum = add(sum, eight);                                                  \
+        }                                                                                            \
+        for (; i < count; i++) rest += term(values + i * LANES);                                     \
+        return count >= 16 ? total(add(sum, rest)) : eight + rest;                                   \
     }
-    VECTOR rest = broadcast(0);
-    for (; i < count; i++) rest += load(values + i * LANES);
-    return add(sum, rest);
-}
-
 INLINE VECTOR below_one(const REAL *v)
 {
     VECTOR e = load(v);
     return keep(less(e, broadcast(1)), e);
 }
+DEFINE_SUM(sum_of, load)
+DEFINE_SUM(sum_below_one, below_one)
 
-/* The same over the terms below 1. */
-INLINE PAIR sum_below_one(const REAL *values, int64_t count)
+/* The compensated sum of `count` vectors. */
+INLINE PAIR compensated_sum_of(const REAL *values, int64_t count)
 {
     PAIR sum = zero_pair();
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        const REAL *v = values + i * LANES;
-        VECTOR a = below_one(v) + below_one(v + LANES), b = below_one(v + 2 * LANES) + below_one(v + 3 * LANES);
-        VECTOR c = below_one(v + 4 * LANES) + below_one(v + 5 * LANES);
-        VECTOR d = below_one(v + 6 * LANES) + below_one(v + 7 * LANES);
-        sum = add(sum, (a + b) + (c + d));
-    }
-    VECTOR rest = broadcast(0);
-    for (; i < count; i++) rest += below_one(values + i * LANES);
-    return add(sum, rest);
+    for (int64_t i = 0; i < count; i++) sum = add(sum, load(values + i * LANES));
+    return sum;
 }
 
 typedef struct {
@@ -118,7 +113,7 @@ INLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below)
     row.others = choose(no_limit, broadcast((REAL)NAN), others);
     row.sum = one + row.others;
     row.inverse = one / row.sum;
-    row.log_sum = log1p_nonnegative(row.others);
+    row.log_sum = log1p_nonnegative(row.others, row.sum, row.inverse);
     return row;
 }
 

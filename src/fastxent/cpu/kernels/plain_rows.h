@@ -31,14 +31,14 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
             has_nan |= isnan(x[i]);
             if (u == 0) continue;
             mass += u;
-            add_scalar(&value, -u * (probs ? log((double)x[i]) : (double)x[i]));
+            add_scalar(&value, -u * (probs ? log(x[i] == 0 ? 0 : (double)x[i]) : (double)x[i]));
         }
     }
     if (mass == 0) block->weight[row] = 0;
     block->value[row] = has_nan ? NAN : total_scalar(value);
     if (!job->grad.data) return;
 
-    const REAL scale = has_nan ? (REAL)NAN : block->scale[row];
+    const double scale = has_nan ? NAN : (double)block->scale[row]; /* in double: u / x may overflow where scale u / x does not */
     REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
     for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
         const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
@@ -47,10 +47,10 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
         REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
         row_mass(block, row, x, first, n, uniform, masked, scratch->mass);
         for (int64_t i = 0; i < n; i++) {
-            const REAL u = scratch->mass[i];
-            const REAL slope = u == 0 ? 0 : probs ? u / x[i] : u, curvature = u == 0 || !probs ? 0 : slope / x[i];
-            grad[i] = -scale * slope;
-            if (hess) hess[i] = scale * curvature;
+            const double mass_i = scale * (double)scratch->mass[i], p = fabs((double)x[i]); /* -0.0 is 0 */
+            const int counts = scratch->mass[i] != 0 || has_nan;
+            grad[i] = counts ? (REAL)(probs ? -mass_i / p : -mass_i) : 0;
+            if (hess) hess[i] = !counts ? 0 : probs ? (REAL)(mass_i / p / p) : has_nan ? (REAL)NAN : 0;
         }
         put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
         put_chunk(&job->hess, hess_row, first, n, hess, job->stream);

@@ -85,6 +85,15 @@ INLINE double total_of_lanes(PAIR pair)
     return total_scalar(sum);
 }
 
+INLINE double sum_of_lanes(VECTOR v)
+{
+    REAL lanes[LANES];
+    double sum = 0;
+    store(lanes, v);
+    for (int lane = 0; lane < LANES; lane++) sum += (double)lanes[lane];
+    return sum;
+}
+
 /* A scalar pair as REAL numbers: the high part rounded, the low part what that lost. */
 INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
 {
@@ -167,7 +176,7 @@ static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n,
     int64_t count = 0;
     for (int64_t i = 0; i < n; i += LANES, count++)
         store(terms + i, mass_value(load(mass + i), load_up_to(z + i, n - i, max), m));
-    return total_of_lanes(sum_of(terms, count));
+    return total_of_lanes(compensated_sum_of(terms, count));
 }
 
 /* Gradient and Hessian of one row of a class index; the caller then sets the target's own gradient. */
@@ -235,13 +244,13 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             const REAL uniform = uniform_mass(job, z, 1, (REAL)-INFINITY);
             SCALAR_PAIR total_mass = {0, 0};
             row_mass(block, row + lane, z, 0, n_classes, uniform, (REAL)-INFINITY, mass);
-            add_lanes(&total_mass, sum_of(mass, n_vectors));
+            add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
             split(total_mass, &high[lane], &low[lane]);
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
             if (high[lane] == 0) block->weight[row + lane] = 0;
         }
         row_exponentials(e, z, max[lane], n_classes);
-        parts[lane] = total(sum_of(e, n_vectors));
+        parts[lane] = sum_of(e, n_vectors);
     }
     const VECTOR all = reduce_sum(parts);
     VECTOR below = all;
@@ -249,7 +258,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
         REAL sums[LANES];
         store(sums, all);
         for (int lane = 0; lane < LANES; lane++)
-            parts[lane] = lane < rows && sums[lane] < 2 ? total(sum_below_one(scratch->e + lane * padded, n_vectors)) : broadcast(0);
+            parts[lane] = lane < rows && sums[lane] < 2 ? sum_below_one(scratch->e + lane * padded, n_vectors) : broadcast(0);
         below = reduce_sum(parts);
     }
     const SOFTMAX softmax = softmax_of(m, all, below);
@@ -276,7 +285,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
     }
 
     VECTOR value, target_gradient = broadcast(0);
-    const VECTOR factor = lanes_of_scale(block, row, rows) * softmax.inverse;
+    const VECTOR factor = load_up_to(block->scale + row, rows, 0) * softmax.inverse;
     if (soft) {
         value = (load(high) + load(low)) * softmax.log_sum + load(distance);
     } else {
@@ -288,7 +297,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
         value = index_value(&softmax, load(z_target));
         target_gradient = index_gradient(&softmax, load(e_target), factor);
     }
-    put_values(block, value, row, rows);
+    put_values(block, value, row);
 #if REAL_BITS == 32
     if (UNLIKELY(has_infinite(value)))
         widen_values(block, m, softmax.log_sum, soft ? scratch->mass : NULL, padded, 1, row, rows);
@@ -428,11 +437,11 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         const REAL max = largest_lane(row_maximum(z, n));
         row_exponentials(e, z, max, n);
         scratch->max[j] = max;
-        scratch->all[j] = total_of_lanes(sum_of(e, n_vectors));
-        scratch->below[j] = scratch->all[j] < 2 ? total_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
+        scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
+        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
         if (soft) { /* relative to the maximum of this chunk; moved to that of the row below */
             const PAIR chunk_mass = (row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass),
-                                     sum_of(scratch->mass, n_vectors));
+                                     compensated_sum_of(scratch->mass, n_vectors));
             add_lanes(&mass_sum, chunk_mass);
             add_scalar(&distance, row_distance(scratch->mass, z, max, n, scratch->terms));
             scratch->mass_of_chunk[j] = total_of_lanes(chunk_mass);

@@ -93,7 +93,8 @@ static void elementary(int which, const void *x, void *y, int64_t n)
     REAL *to = (REAL *)y;
     for (int64_t i = 0; i < n; i += LANES) {
         VECTOR v = load_up_to(from + i, n - i, 0);
-        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : log1p_nonnegative(v), n - i);
+        const VECTOR u = (REAL)1 + v;
+        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : log1p_nonnegative(v, u, (REAL)1 / u), n - i);
     }
 }
 

@@ -17,12 +17,27 @@ INLINE int is_packed(ptrdiff_t row_stride, ptrdiff_t class_stride, int64_t n_cla
     return class_stride == 1 && n_classes > 1 && LANES > 1 && !(row_stride == 1 && n_classes == 1);
 }
 
+/* Rows of 2 or 3 classes without gaps are 2 or 3 whole vectors; taking them apart, and putting them together again, is
+ * one shuffle of two vectors per class for 2 classes, two for 3. Element i of the rows is class i % 3 of row i / 3. */
 #if LANES > 1
 #define ZIP_LOW(s, k) (((k) & 1) ? LANES + (k) / 2 : (k) / 2)
 #define ZIP_HIGH(s, k) (((k) & 1) ? LANES + LANES / 2 + (k) / 2 : LANES / 2 + (k) / 2)
 #define UNZIP_EVEN(s, k) (2 * (k))
 #define UNZIP_ODD(s, k) (2 * (k) + 1)
+#define FROM_ROW_0_1(class, k) (3 * (k) + (class) < 2 * LANES ? 3 * (k) + (class) : 0)
+#define FROM_ROW_2(class, k) (3 * (k) + (class) < 2 * LANES ? (k) : 3 * (k) + (class)-LANES)
+#define FROM_CLASS_0_1(part, k) (((part)*LANES + (k)) % 3 == 1 ? LANES + ((part)*LANES + (k)) / 3 : ((part)*LANES + (k)) / 3)
+#define FROM_CLASS_2(part, k) (((part)*LANES + (k)) % 3 == 2 ? LANES + ((part)*LANES + (k)) / 3 : (k))
+#define CLASS_OF_3(rows, class) SHUFFLE(SHUFFLE(rows[0], rows[1], FROM_ROW_0_1, class), rows[2], FROM_ROW_2, class)
+#define PART_OF_3(tile, part) SHUFFLE(SHUFFLE(tile[0], tile[1], FROM_CLASS_0_1, part), tile[2], FROM_CLASS_2, part)
 #endif
+
+/* Whether store_packed writes exactly the rows, and nothing past their end. */
+INLINE int is_exact(int64_t n_classes)
+{
+    return n_classes == 2 || n_classes == 3 || n_classes % LANES == 0 || (LANES >= 4 && n_classes == LANES / 2)
+        || (LANES >= 8 && n_classes == LANES / 4);
+}
 
 /* The narrowest piece of a row that gather_rows offers for n classes. */
 INLINE int piece_width(int64_t n)
@@ -33,13 +48,20 @@ INLINE int piece_width(int64_t n)
 }
 
 /* From rows of contiguous classes; may read up to LANES values past the end of each row. */
-static void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+INLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
 {
 #if LANES > 1
     if (n_classes == 2 && row_stride == 2) {
         VECTOR a = load(p), b = load(p + LANES);
         store(tile, SHUFFLE(a, b, UNZIP_EVEN, 0));
         store(tile + LANES, SHUFFLE(a, b, UNZIP_ODD, 0));
+        return;
+    }
+    if (n_classes == 3 && row_stride == 3) {
+        const VECTOR rows[3] = {load(p), load(p + LANES), load(p + 2 * LANES)};
+        store(tile, CLASS_OF_3(rows, 0));
+        store(tile + LANES, CLASS_OF_3(rows, 1));
+        store(tile + 2 * LANES, CLASS_OF_3(rows, 2));
         return;
     }
 #endif
@@ -56,13 +78,20 @@ static void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride
 
 /* To rows of contiguous classes of a stage that has room for LANES values past its end. The columns go from last to
  * first, so that what a row writes past its end is mended by the first column of the next. */
-static void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+INLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, int64_t n_classes)
 {
 #if LANES > 1
     if (n_classes == 2 && row_stride == 2) {
         VECTOR a = load(tile), b = load(tile + LANES);
         store(p, SHUFFLE(a, b, ZIP_LOW, 0));
         store(p + LANES, SHUFFLE(a, b, ZIP_HIGH, 0));
+        return;
+    }
+    if (n_classes == 3 && row_stride == 3) {
+        const VECTOR classes[3] = {load(tile), load(tile + LANES), load(tile + 2 * LANES)};
+        store(p, PART_OF_3(classes, 0));
+        store(p + LANES, PART_OF_3(classes, 1));
+        store(p + 2 * LANES, PART_OF_3(classes, 2));
         return;
     }
 #endif
@@ -78,7 +107,7 @@ static void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_strid
 }
 
 /* `followed`: the block has a row after these, so that reading a little past the last one stays inside the array. */
-static void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
                       int64_t n_classes, int followed, REAL *RESTRICT packed)
 {
     if (is_packed(row_stride, class_stride, n_classes)) {
@@ -100,7 +129,7 @@ static void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, 
                 tile[c * LANES + lane] = lane < rows ? p[lane * row_stride + c * class_stride] : 0;
 }
 
-static void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+INLINE void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
                        int64_t n_classes)
 {
     if (row_stride == 1) {
@@ -117,6 +146,7 @@ static void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride,
 typedef struct {
     const fx_array *array;
     REAL *stage;
+    int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
@@ -124,10 +154,10 @@ INLINE int is_staged(const fx_job *job, const fx_array *array)
     return array->data && is_packed(array->inner, array->klass, job->n_classes);
 }
 
-INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows)
+INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
 {
-    const int64_t n_classes = block->job->n_classes;
-    if (output->stage) store_packed(tile, output->stage + row * n_classes, n_classes, n_classes);
+    if (output->direct && rows == LANES) store_packed(tile, row_of(block, output->array, row), n_classes, n_classes);
+    else if (output->stage) store_packed(tile, output->stage + row * n_classes, n_classes, n_classes);
     else store_tile(tile, row_of(block, output->array, row), output->array->inner, output->array->klass, rows, n_classes);
 }
 
@@ -135,8 +165,10 @@ static void flush_stage(const BLOCK *block, const TILE_OUTPUT *output)
 {
     const int64_t n_classes = block->job->n_classes;
     if (!output->stage) return;
+    const int64_t first = output->direct ? block->rows / LANES * LANES : 0;
     if (output->array->inner == n_classes)
-        copy_out(row_of(block, output->array, 0), output->stage, block->rows * n_classes, block->job->stream);
+        copy_out(row_of(block, output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
+                 block->job->stream);
     else
         for (int64_t row = 0; row < block->rows; row++)
             copy_out(row_of(block, output->array, row), output->stage + row * n_classes, n_classes, 0);
@@ -159,10 +191,14 @@ static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
     tile->mass = next, next += one; /* also the shifted logits of log_softmax */
     tile->hess = next, next += one;
     tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));
-    tile->grad_out.array = &job->grad, tile->grad_out.stage = NULL;
-    tile->hess_out.array = &job->hess, tile->hess_out.stage = NULL;
-    if (is_staged(job, &job->grad)) tile->grad_out.stage = next, next += stage;
-    if (is_staged(job, &job->hess)) tile->hess_out.stage = next, next += stage;
+    TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
+    const fx_array *arrays[] = {&job->grad, &job->hess};
+    for (int i = 0; i < COUNT(outputs); i++) {
+        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0;
+        if (!is_staged(job, arrays[i])) continue;
+        outputs[i]->stage = next, next += stage;
+        outputs[i]->direct = !job->stream && is_exact(job->n_classes) && arrays[i]->inner == job->n_classes;
+    }
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 
@@ -183,22 +219,24 @@ INLINE void tile_exponentials(REAL *to, const REAL *z, VECTOR m, int64_t n_class
 
 INLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes)
 {
-    VECTOR all = total(sum_of(e, n_classes)), below = all;
-    if (any(less(all, broadcast(2)))) below = total(sum_below_one(e, n_classes));
+    VECTOR all = sum_of(e, n_classes), below = all;
+    if (any(less(all, broadcast(2)))) below = sum_below_one(e, n_classes);
     return softmax_of(m, all, below);
 }
 
-/* Per-row numbers of the group in lanes; the lanes past the last row get 0. */
-INLINE VECTOR lanes_of_scale(const BLOCK *block, int64_t row, int rows)
+/* The losses of a tile, to doubles; the array has room for LANES of them. */
+INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
 {
-    return load_up_to(block->scale + row, rows, 0);
-}
-
-INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row, int rows)
-{
-    REAL lanes[LANES];
-    store(lanes, value);
-    for (int lane = 0; lane < rows; lane++) block->value[row + lane] = (double)lanes[lane];
+    double *to = block->value + row;
+#if REAL_BITS == 64
+    store(to, value);
+#elif LANES > 1
+    typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+    *(DOUBLES *)to = __builtin_convertvector(LOWER(value), DOUBLES);
+    *(DOUBLES *)(to + LANES / 2) = __builtin_convertvector(UPPER(value), DOUBLES);
+#else
+    *to = (double)value;
+#endif
 }
 
 /* In float32 the distance of two finite logits may overflow; the loss is still a finite double. Called while the
@@ -227,15 +265,25 @@ static void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const R
 INLINE int has_infinite(VECTOR v) { return any(equal(absolute(v), broadcast(INFINITY))); }
 #endif
 
-/* want_grad and want_hess are constants at every call, so that each gets its own loops. */
-INLINE void tile_index(BLOCK *block, const TILE *tile, int64_t row, int rows, const int want_grad, const int want_hess)
+/* Labels of LANES rows, in integers as wide as REAL: tiles have fewer than 2^31 classes. */
+INLINE INTEGERS labels_of(const int64_t *label)
 {
-    const int64_t n_classes = block->job->n_classes;
-    REAL *e = tile->z;
-    INTEGER labels[LANES] = {0};
-    for (int lane = 0; lane < rows; lane++) labels[lane] = (INTEGER)block->label[row + lane];
-    INTEGERS label;
-    memcpy(&label, labels, sizeof label);
+    INTEGERS labels;
+#if REAL_BITS == 64 || LANES == 1
+    memcpy(&labels, label, sizeof labels);
+#else
+    INTEGER narrow[LANES];
+    for (int lane = 0; lane < LANES; lane++) narrow[lane] = (INTEGER)label[lane];
+    memcpy(&labels, narrow, sizeof labels);
+#endif
+    return labels;
+}
+
+/* n_classes (for the fewest), want_grad and want_hess are constants at the calls, so that each gets its own loops. */
+INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
+                       const int want_grad, const int want_hess)
+{
+    const INTEGERS label = labels_of(block->label + row);
 
     VECTOR m = tile_maximum(e, n_classes), z_target = broadcast(0), e_target = broadcast(0);
     if (UNLIKELY(any(not_finite(m)))) {
@@ -254,20 +302,20 @@ INLINE void tile_index(BLOCK *block, const TILE *tile, int64_t row, int rows, co
         }
     const SOFTMAX softmax = tile_softmax(e, m, n_classes);
     const VECTOR value = index_value(&softmax, z_target);
-    put_values(block, value, row, rows);
+    put_values(block, value, row);
 #if REAL_BITS == 32
     if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, NULL, 0, 0, row, rows);
 #endif
     if (!want_grad) return;
-    const VECTOR scaled_inverse = lanes_of_scale(block, row, rows) * softmax.inverse;
+    const VECTOR scaled_inverse = load(block->scale + row) * softmax.inverse;
     const VECTOR target_gradient = index_gradient(&softmax, e_target, scaled_inverse);
     for (int64_t c = 0; c < n_classes; c++) {
         VECTOR exponential_c = load(e + c * LANES);
         if (want_hess) store(tile->hess + c * LANES, hessian(&softmax, exponential_c, scaled_inverse));
         store(e + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient, exponential_c * scaled_inverse));
     }
-    put_tile(block, &tile->grad_out, e, row, rows);
-    if (want_hess) put_tile(block, &tile->hess_out, tile->hess, row, rows);
+    put_tile(block, &tile->grad_out, e, row, rows, n_classes);
+    if (want_hess) put_tile(block, &tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
 static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
@@ -307,8 +355,8 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
         store(mass + c * LANES, u);
         store(terms + c * LANES, mass_value(u, z_c, m));
     }
-    const PAIR total_mass = sum_of(mass, n_classes);
-    const VECTOR distance = total(sum_of(terms, n_classes));
+    const PAIR total_mass = compensated_sum_of(mass, n_classes);
+    const VECTOR distance = total(compensated_sum_of(terms, n_classes));
     REAL mass_of_lane[LANES];
     store(mass_of_lane, total_mass.high);
     for (int lane = 0; lane < rows; lane++)
@@ -317,20 +365,20 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
     tile_exponentials(z, z, m, n_classes);
     const SOFTMAX softmax = tile_softmax(z, m, n_classes);
     const VECTOR value = total(total_mass) * softmax.log_sum + distance;
-    put_values(block, value, row, rows);
+    put_values(block, value, row);
 #if REAL_BITS == 32
     if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, mass, 1, LANES, row, rows);
 #endif
     if (!job->grad.data) return;
-    const VECTOR scaled_inverse = lanes_of_scale(block, row, rows) * softmax.inverse;
+    const VECTOR scaled_inverse = load(block->scale + row) * softmax.inverse;
     const VECTOR scaled_mass = scaled_inverse * total(total_mass);
     for (int64_t c = 0; c < n_classes; c++) {
         VECTOR e = load(z + c * LANES);
         if (job->hess.data) store(tile->hess + c * LANES, hessian(&softmax, e, scaled_mass));
         store(z + c * LANES, mass_gradient(&softmax, e, load(mass + c * LANES), total_mass, scaled_inverse));
     }
-    put_tile(block, &tile->grad_out, z, row, rows);
-    if (job->hess.data) put_tile(block, &tile->hess_out, tile->hess, row, rows);
+    put_tile(block, &tile->grad_out, z, row, rows, n_classes);
+    if (job->hess.data) put_tile(block, &tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
 static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int rows)
@@ -351,8 +399,23 @@ static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int row
         for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, load(e + c * LANES) * softmax.inverse);
     else
         for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, shift(load(z + c * LANES), m) - softmax.log_sum);
-    put_tile(block, &tile->grad_out, e, row, rows);
+    put_tile(block, &tile->grad_out, e, row, rows, n_classes);
 }
+
+/* The same with the tile in registers. */
+#define SMALL_TILE_INDEX(n_classes)                                                                  \
+    do {                                                                                             \
+        VECTOR e[n_classes];                                                                         \
+        load_tile((REAL *)e, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, n_classes, \
+                  followed, tile.packed);                                                            \
+        TILE_INDEX((REAL *)e, n_classes);                                                            \
+    } while (0)
+#define TILE_INDEX(e, n_classes)                                                                     \
+    do {                                                                                             \
+        if (!job->grad.data) tile_index(block, &tile, e, row, rows, n_classes, 0, 0);                \
+        else if (!job->hess.data) tile_index(block, &tile, e, row, rows, n_classes, 1, 0);           \
+        else tile_index(block, &tile, e, row, rows, n_classes, 1, 1);                                \
+    } while (0)
 
 static void compute_tiles(BLOCK *block, REAL *scratch)
 {
@@ -362,13 +425,16 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
     for (int64_t row = 0; row < block->rows; row += LANES) {
         const int rows = block->rows - row < LANES ? (int)(block->rows - row) : LANES;
         const int followed = row + LANES < block->rows;
-        load_tile(tile.z, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, job->n_classes,
-                  followed, tile.packed);
-        if (job->task != FX_CROSS_ENTROPY) tile_activation(block, &tile, row, rows);
-        else if (is_soft(job)) tile_soft(block, &tile, row, rows, followed);
-        else if (!job->grad.data) tile_index(block, &tile, row, rows, 0, 0);
-        else if (!job->hess.data) tile_index(block, &tile, row, rows, 1, 0);
-        else tile_index(block, &tile, row, rows, 1, 1);
+        if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 2) SMALL_TILE_INDEX(2);
+        else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 3) SMALL_TILE_INDEX(3);
+        else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 4) SMALL_TILE_INDEX(4);
+        else {
+            load_tile(tile.z, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, job->n_classes,
+                      followed, tile.packed);
+            if (job->task != FX_CROSS_ENTROPY) tile_activation(block, &tile, row, rows);
+            else if (is_soft(job)) tile_soft(block, &tile, row, rows, followed);
+            else TILE_INDEX(tile.z, job->n_classes);
+        }
     }
     flush_stage(block, &tile.grad_out);
     flush_stage(block, &tile.hess_out);

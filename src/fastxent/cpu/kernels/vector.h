@@ -8,8 +8,8 @@
  *    Comparisons and selections go through functions, because AVX-512 keeps masks in registers of their own and GCC 12
  *    otherwise spends three instructions on a selection.
  * b) Compilers without GNU vectors get LANES == 1: VECTOR is then REAL itself, and the same formulas compile.
- * c) maximum(a, b) is `a > b ? a : b`: b comes back when either is NaN, so that maximum(constant, x) keeps a NaN in x
- *    and maximum(x, running) skips one. This is exactly what maxps does; fmax does not.
+ * c) maximum(a, b) is `a > b ? a : b`: b comes back when either is NaN, so that maximum(x, running) skips a NaN in x.
+ *    This is exactly what maxps does; fmax does not.
  */
 #ifndef FASTXENT_VECTOR_H
 #define FASTXENT_VECTOR_H

@@ -1,0 +1,108 @@
+"""Below the public functions: exp and log1p of each level, the regimes that sizes lead to, streamed gradients."""
+
+import numpy as np
+import pytest
+from arrays import N_CLASSES, at_byte, random_logits
+from tolerances import eps, subnormal_slack
+
+import fastxent as fx
+from fastxent.cpu import engine
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+# Half an eps is the last rounding; the other half (exp) and the rest (log1p) is the polynomial and the reduction.
+EXP, LOG_1P = 1.0, 1.5
+
+
+def elementary(function, x):
+    y = np.empty_like(x)
+    engine.elementary(function, x, y)
+    return y
+
+
+def error_in_eps(actual, exact, dtype):
+    error = np.abs(actual.astype(np.longdouble) - exact) - subnormal_slack(dtype)
+    return np.max(error / exact) / eps(dtype)
+
+
+def test_exp(dtype):
+    lowest = float(np.log(np.finfo(dtype).smallest_subnormal))
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [
+            rng.uniform(lowest, 0, 200_000),
+            -np.geomspace(1e-30, -lowest, 100_000),
+            # Next to the multiples of log(2) / 2, where the reduction changes its mind.
+            np.add.outer(np.log(2) / 2 * np.arange(2 * lowest / np.log(2), 0), [-1e-6, -1e-12, 0]).ravel(),
+        ]
+    ).astype(dtype)
+    y = elementary("exp", x)
+    exact = np.exp(x.astype(np.longdouble))
+    assert error_in_eps(y, exact, dtype) <= EXP
+    normal = exact > 2 * np.finfo(dtype).tiny
+    assert np.abs(y[normal] / exact[normal] - 1).max() <= EXP * eps(dtype)
+    order = np.argsort(x)
+    # Not a promise of any library, but steps down of more than an eps would be a wrong coefficient.
+    assert np.all(np.diff(y[order]) >= -eps(dtype) * y[order][1:] - subnormal_slack(dtype))
+
+
+def test_exp_at_its_ends(dtype):
+    x = np.array([0, -0.0, -np.inf, np.nan, -1e30, np.finfo(dtype).min, -np.finfo(dtype).tiny], dtype)
+    np.testing.assert_array_equal(elementary("exp", x), [1, 1, 0, np.nan, 0, 0, 1])
+
+
+def test_log1p(dtype):
+    rng = np.random.default_rng(1)
+    largest = 1e30 if dtype is np.float32 else 1e300
+    x = np.concatenate(
+        [
+            np.geomspace(np.finfo(dtype).tiny, largest, 200_000),
+            rng.uniform(0, 3, 100_000),
+            np.sqrt(0.5) * 2.0 ** np.arange(1, 60) - 1,  # where the exponent of 1 + x changes
+            2.0 ** np.arange(1, 60) - 1,
+        ]
+    ).astype(dtype)
+    assert error_in_eps(elementary("log1p", x), np.log1p(x.astype(np.longdouble)), dtype) <= LOG_1P
+
+
+def test_log1p_of_nothing_and_of_the_smallest(dtype):
+    smallest = np.finfo(dtype).smallest_subnormal
+    x = np.array([0, smallest, 1000 * smallest, np.nan], dtype)
+    np.testing.assert_array_equal(elementary("log1p", x), x)
+
+
+def regime(logits, **arrays):
+    return engine.Job("cross_entropy", logits[None], target=np.zeros((1, len(logits)), int), **arrays).plan["regime"]
+
+
+def test_the_sizes_of_the_tests_reach_every_regime(dtype):
+    # The thresholds are tuned; whatever they are, tests of all sizes must run all kernels.
+    reached = {regime(np.zeros((17, k), dtype)) for k in N_CLASSES}
+    assert reached == {"tile", "rows", "long_rows"}
+    assert regime(np.zeros((17, 3), dtype), inputs="probs") == "plain_rows"
+
+
+# (rows, classes) of gradients beyond 32 MiB, where stores begin to bypass the caches; classes that are no multiple of
+# a vector. Logits repeat every 1001 rows, which is quick to make and still puts each of them in every lane.
+STREAMED = [(3_000_000, 3), (840_001, 11), (240_001, 37), (9_001, 1003), (1_001, 9_001)]
+
+
+@pytest.mark.parametrize("shape", STREAMED, ids=str)
+@pytest.mark.parametrize("start", [0, 4], ids=["aligned", "one element off"])
+def test_streamed_gradients_are_those_written_in_place(shape, start):
+    n_rows, n_classes = shape
+    rng = np.random.default_rng(2)
+    logits = np.resize(random_logits(rng, (1001, n_classes), np.float32), shape)
+    target = np.resize(rng.integers(0, n_classes, 1001), n_rows)
+    loss = fx.CrossEntropy(reduction="sum")
+    streamed = at_byte(logits, start)
+    job = engine.Job("cross_entropy", logits[None], grad=streamed[None], target=target[None])
+    assert job.plan["stream"]
+    value, grad = loss.value_and_grad(logits, target, grad_out=streamed)
+    assert grad is streamed
+    _, first_grad = loss.value_and_grad(logits[:1001], target[:1001])
+    np.testing.assert_array_equal(grad[:1001], first_grad)
+    np.testing.assert_array_equal(grad[-1001:], np.resize(first_grad, shape)[-1001:])
+    over_value, over = loss.value_and_grad(logits, target, grad_out=logits)
+    assert value == over_value
+    np.testing.assert_array_equal(grad, over)
