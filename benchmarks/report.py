@@ -105,7 +105,7 @@ def markdown(results: dict[str, Any]) -> str:
         cells += [_with_ratio(row, key) for key in others]
         cells += [_judged(row, promise) for promise in PROMISES]
         speed, fraction = gigabytes_per_second(row), fraction_of_ceiling(row)
-        cells += [f"{speed:.1f}", f"{fraction:.0%}"] if speed and fraction else ["-", "-"]
+        cells += [f"{speed:.1f}", f"{fraction:.0%}"] if speed and fraction and not row["yardstick"] else ["-", "-"]
         lines.append(_table_line(cells))
     legend = (
         "Milliseconds for one call; the peers' are medians, with the ratio to fastxent's median. "

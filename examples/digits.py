@@ -8,6 +8,7 @@ Run it with ``make demo`` or ``python examples/digits.py --output demo.png``.
 
 import argparse
 import sys
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
@@ -62,8 +63,7 @@ def train(pixels: np.ndarray, digits: np.ndarray, n_classes: int = 10) -> tuple[
 def time_value_and_grad(logits: np.ndarray, digits: np.ndarray, rounds: int = 15) -> dict[str, list[float]]:
     """Return the milliseconds of one value-and-gradient call, ``{name: [sample, ...]}``."""
     n_samples, n_classes = logits.shape
-    loss, plain = fx.CrossEntropy(), _reference.CrossEntropy()
-    half = HalfMultinomialLoss(n_classes=n_classes)
+    loss, plain, half = fx.CrossEntropy(), _reference.CrossEntropy(), HalfMultinomialLoss(n_classes=n_classes)
     share = np.full(n_samples, 1.0 / n_samples)  # weights that make scikit-learn's sum a mean
     labels, losses, grad = digits.astype(logits.dtype), np.empty(n_samples), np.empty_like(logits)
 
@@ -71,7 +71,7 @@ def time_value_and_grad(logits: np.ndarray, digits: np.ndarray, rounds: int = 15
         half.loss_gradient(labels, logits, share, losses, grad, n_threads=fx.get_num_threads())
         return losses.sum(), grad
 
-    calls = {
+    calls: dict[str, Callable[[], tuple[float, np.ndarray]]] = {
         "fastxent": lambda: loss.value_and_grad(logits, digits, grad_out=grad),
         "scikit-learn": scikit_learn,
         "plain NumPy": lambda: plain.value_and_grad(logits, digits, grad_out=grad),

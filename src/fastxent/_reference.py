@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 # Infinities are part of the definitions (DESIGN 2.3), so inf - inf and 1 / 0 are expected on the way to them.
 _infinities_expected = np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore")
 
 
 @_infinities_expected
-def softmax(x, *, axis=-1, out=None):
+def softmax(x: Any, *, axis: int = -1, out: Array | None = None) -> Array:
     """``exp(x_c) / sum_k exp(x_k)`` along `axis`; a row with one +inf is one-hot, all -inf or two +inf make it NaN."""
     x = _as_floating(x)
     out = np.empty_like(x) if out is None else out
@@ -37,7 +40,7 @@ def softmax(x, *, axis=-1, out=None):
 
 
 @_infinities_expected
-def log_softmax(x, *, axis=-1, out=None):
+def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None) -> Array:
     """``x_c - LSE(x)`` along `axis`, as ``(x_c - max x) - log1p(others)``."""
     x = _as_floating(x)
     out = np.empty_like(x) if out is None else out
@@ -49,7 +52,7 @@ def log_softmax(x, *, axis=-1, out=None):
 
 
 @_infinities_expected
-def logsumexp(x, *, axis=-1):
+def logsumexp(x: Any, *, axis: int = -1) -> Array:
     """``log(sum_c exp(x_c))`` along `axis`, as ``max x + log1p(others)``; -inf where there is nothing to sum."""
     x = _classes_last(_as_floating(x), axis)
     if x.shape[-1] == 0 or x.size == 0:
@@ -61,7 +64,7 @@ def logsumexp(x, *, axis=-1):
     return _narrow(log_sum_exp[..., 0], x)
 
 
-def balanced_class_weight(target, n_classes):
+def balanced_class_weight(target: Any, n_classes: int) -> Array:
     """``n / (n_classes * counts)``: each class gets the same total weight; a class without samples weighs 0.
 
     `target` holds class indices of any shape, or probabilities with the classes along the last axis, whose column
@@ -94,40 +97,60 @@ class CrossEntropy:
     axis: int = -1
     inputs: str = "logits"
 
-    def __call__(self, logits, target, sample_weight=None):
-        """The loss: an array for reduction "none", else a float."""
+    def __call__(self, logits: Any, target: Any, sample_weight: Any = None) -> Any:
+        """Return the loss: an array for reduction "none", else a float."""
         value, _, _ = self._evaluate(0, logits, target, sample_weight)
         return value
 
-    def value_and_grad(self, logits, target, sample_weight=None, grad_out=None):
-        """``(value, gradient)``; the gradient is written to `grad_out` if given, which may be `logits` itself."""
+    def value_and_grad(
+        self, logits: Any, target: Any, sample_weight: Any = None, grad_out: Array | None = None
+    ) -> tuple[Any, Array]:
+        """Return ``(value, gradient)``; the gradient is written to `grad_out` if given, which may be `logits` itself."""
         value, grad, _ = self._evaluate(1, logits, target, sample_weight, grad_out)
         return value, grad
 
-    def value_grad_hess(self, logits, target, sample_weight=None, grad_out=None, hess_out=None):
-        """``(value, gradient, diagonal of the Hessian)``."""
+    def value_grad_hess(
+        self,
+        logits: Any,
+        target: Any,
+        sample_weight: Any = None,
+        grad_out: Array | None = None,
+        hess_out: Array | None = None,
+    ) -> tuple[Any, Array, Array]:
+        """Return ``(value, gradient, diagonal of the Hessian)``."""
         return self._evaluate(2, logits, target, sample_weight, grad_out, hess_out)
 
     @_infinities_expected
-    def _evaluate(self, n_derivatives, logits, target, sample_weight, grad_out=None, hess_out=None):
+    def _evaluate(
+        self,
+        n_derivatives: int,
+        logits: Any,
+        target: Any,
+        sample_weight: Any,
+        grad_out: Array | None = None,
+        hess_out: Array | None = None,
+    ) -> tuple[Any, Any, Any]:
         logits = _as_floating(logits)
         z = _classes_last(logits, self.axis)
         n_classes = z.shape[-1]
         wide = np.result_type(z.dtype, np.float64)
-        assert n_classes > 0 and self.reduction in ("none", "sum", "mean")
+        assert n_classes > 0
+        assert self.reduction in ("none", "sum", "mean")
 
         # The distribution t of each row, or its class index y; and the rows that count at all.
         target = np.asarray(target)
+        y: Any = None
+        t: Any = None
         is_index = target.dtype.kind in "iub"
         if is_index:
             assert target.shape == z.shape[:-1]
             ignored = np.zeros(target.shape, bool) if self.ignore_index is None else target == self.ignore_index
             y = np.where(ignored, 0, target).astype(np.intp)[..., None]
             assert np.all((y >= 0) & (y < n_classes))
-            t = None
         else:
             t = _classes_last(target, self.axis).astype(z.dtype, copy=False)
-            assert t.shape == z.shape and np.all(np.isfinite(t)) and np.all(t >= 0)
+            assert t.shape == z.shape
+            assert np.all(np.isfinite(t) & (t >= 0))
             ignored = self._ignored_distributions(t)
 
         # Weights: w of the classes, s of the rows, and the divisor of the mean, which knows nothing of smoothing.
@@ -167,14 +190,15 @@ class CrossEntropy:
         ]
         return (value, *derivatives, None, None)[:3]
 
-    def _ignored_distributions(self, t):
+    def _ignored_distributions(self, t: Array) -> Array:
         """Rows all of whose mass sits on class `ignore_index`, so that one-hot and index targets agree."""
         n_classes = t.shape[-1]
         if self.ignore_index is None or not 0 <= self.ignore_index < n_classes:
             return np.zeros(t.shape[:-1], bool)
-        return (t[..., self.ignore_index] > 0) & (np.count_nonzero(t, axis=-1) == 1)
+        all_mass_is_there: Array = (t[..., self.ignore_index] > 0) & (np.count_nonzero(t, axis=-1) == 1)
+        return all_mass_is_there
 
-    def _class_weights(self, target, ignored, n_classes):
+    def _class_weights(self, target: Array, ignored: Array, n_classes: int) -> Array:
         if self.class_weight is None:
             return np.ones(n_classes)
         if isinstance(self.class_weight, str):
@@ -189,16 +213,17 @@ class CrossEntropy:
         assert weight.shape == (n_classes,)
         return weight
 
-    def _smoothed(self, t, masked):
+    def _smoothed(self, t: Array, masked: Array) -> Array:
         """``(1 - eps) t + eps / K'``: the K' classes that are not masked share the smoothing mass."""
         if self.label_smoothing == 0:
             return t
         n_unmasked = np.count_nonzero(~masked, axis=-1, keepdims=True)
-        share = self.label_smoothing / np.maximum(n_unmasked, 1)
-        return (1 - self.label_smoothing) * t + np.where(masked, 0, share).astype(t.dtype)
+        share = np.where(masked, 0, self.label_smoothing / np.maximum(n_unmasked, 1)).astype(t.dtype)
+        smoothed: Array = (1 - self.label_smoothing) * t + share
+        return smoothed
 
 
-def _from_index(n_derivatives, z, y, weight):
+def _from_index(n_derivatives: int, z: Array, y: Array, weight: Array) -> tuple[Array, ...]:
     """Value, gradient, Hessian of rows with class index `y` and weight ``s w_y``: no distribution is spelled out."""
     shifted, _, top = _shift(z)
     distance = -np.take_along_axis(shifted, y, -1)
@@ -215,7 +240,7 @@ def _from_index(n_derivatives, z, y, weight):
     return (value, grad, *hess)
 
 
-def _from_logits(n_derivatives, z, u, s):
+def _from_logits(n_derivatives: int, z: Array, u: Array, s: Array) -> tuple[Array, ...]:
     """Value, gradient, Hessian of rows with target masses `u` and weights `s`."""
     shifted, _, top = _shift(z)
     e, others = _exponentials(shifted, top)
@@ -232,14 +257,14 @@ def _from_logits(n_derivatives, z, u, s):
     return (value, grad) if n_derivatives == 1 else (value, grad, _narrow(s * u_sum, p) * (p * not_p))
 
 
-def _from_log_probs(n_derivatives, log_p, u, s):
+def _from_log_probs(n_derivatives: int, log_p: Array, u: Array, s: Array) -> tuple[Array, ...]:
     """``-s sum_c u_c x_c``, gradient ``-s u_c``, Hessian 0."""
     s_u = _narrow(s, log_p) * u
     value = s * np.where(u == 0, 0, u * -log_p).sum(-1, keepdims=True, dtype=s.dtype)
     return _with_nan_rows((value, -s_u, np.zeros_like(s_u))[: n_derivatives + 1], log_p)
 
 
-def _from_probs(n_derivatives, p, u, s):
+def _from_probs(n_derivatives: int, p: Array, u: Array, s: Array) -> tuple[Array, ...]:
     """``-s sum_c u_c log x_c``, gradient ``-s u_c / x_c``, Hessian ``s u_c / x_c**2``; all 0 where ``u_c = 0``."""
     p = p + 0.0  # -0.0 is 0, so that the gradient there is -inf
     value = s * np.where(u == 0, 0, u * -np.log(p)).sum(-1, keepdims=True, dtype=s.dtype)
@@ -250,8 +275,8 @@ def _from_probs(n_derivatives, p, u, s):
     return _with_nan_rows((value, -ratio, curvature)[: n_derivatives + 1], p)
 
 
-def _with_nan_rows(results, x):
-    """A NaN anywhere in a row makes the row NaN, also in a class without mass."""
+def _with_nan_rows(results: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+    """Make a row NaN that has a NaN anywhere, also in a class without mass."""
     has_nan = np.isnan(x).any(axis=-1, keepdims=True)
     if has_nan.any():
         for result in results:
@@ -259,7 +284,7 @@ def _with_nan_rows(results, x):
     return results
 
 
-def _shift(z):
+def _shift(z: Array) -> tuple[Array, Array, Array]:
     """``(z - max z, max z, argmax z)``: 0 at the largest, also if that is +inf; NaN if it is NaN or -inf."""
     top = z.argmax(axis=-1, keepdims=True)  # of the first NaN, if there is one
     largest = np.take_along_axis(z, top, -1)
@@ -268,7 +293,7 @@ def _shift(z):
     return shifted, largest, top
 
 
-def _exponentials(shifted, top, out=None):
+def _exponentials(shifted: Array, top: Array, out: Array | None = None) -> tuple[Array, Array]:
     """``(e, others)``: ``exp(shifted)``, and its sum but for the largest; NaN for a row that has no softmax."""
     e = np.exp(shifted, out=out)
     one = np.take_along_axis(e, top, -1)  # or NaN
@@ -278,7 +303,7 @@ def _exponentials(shifted, top, out=None):
     return e, others
 
 
-def _sum_of_others(u):
+def _sum_of_others(u: Array) -> tuple[Array, Array]:
     """``(sum of u but for u_c, sum of u)``, the first without cancellation where nearly all mass is in one class."""
     top = u.argmax(axis=-1, keepdims=True)
     largest = np.take_along_axis(u, top, -1)
@@ -291,29 +316,29 @@ def _sum_of_others(u):
     return u_other, u_sum
 
 
-def _one_minus(p, others_over_total, top):
+def _one_minus(p: Array, others_over_total: Array, top: Array) -> Array:
     """``1 - p``: at most half is taken away, but for the largest, which has its own formula."""
     not_p = 1 - p
     np.put_along_axis(not_p, top, _narrow(others_over_total, p), -1)
     return not_p
 
 
-def _as_floating(x):
+def _as_floating(x: Any) -> Array:
     """Native floating-point array; lists, integers and booleans become float64."""
-    x = np.asarray(x)
-    return x.astype(x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float64, copy=False)
+    array: Array = np.asarray(x)
+    return array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.float64, copy=False)
 
 
-def _classes_last(x, axis):
+def _classes_last(x: Array, axis: int) -> Array:
     return np.moveaxis(x, axis, -1)
 
 
-def _narrow(per_row, like):
+def _narrow(per_row: Array, like: Array) -> Array:
     """Per-row numbers in the dtype of the elements they meet, or NumPy would widen the whole array."""
     return per_row.astype(like.dtype, copy=False)
 
 
-def _per_row(sample_weight, shape, dtype):
+def _per_row(sample_weight: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Sample weights with one number per row and a last axis of length 1."""
     if sample_weight is None:
         return np.ones((*shape, 1), dtype)
@@ -323,15 +348,15 @@ def _per_row(sample_weight, shape, dtype):
     return np.broadcast_to(weight, shape)[..., None].copy()
 
 
-def _reduced(per_row, reduction, dtype):
+def _reduced(per_row: Array, reduction: str, dtype: np.dtype[Any]) -> Any:
     if reduction == "none":
         return per_row.astype(dtype)
     total = per_row.sum()
     return total if dtype == np.longdouble else float(total)
 
 
-def _stored(result, logits, out, axis):
-    """`result` (classes last) in an array laid out like the logits, or in `out`."""
+def _stored(result: Array, logits: Array, out: Array | None, axis: int) -> Array:
+    """Return `result` (classes last) in an array laid out like the logits, or in `out`."""
     out = np.empty_like(logits) if out is None else out
     _classes_last(out, axis)[...] = result
     return out

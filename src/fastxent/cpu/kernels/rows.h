@@ -32,8 +32,9 @@ INLINE VECTOR row_maximum(const REAL *z, int64_t n)
     return maximum(maximum(a, b), maximum(c, d));
 }
 
-/* To whole vectors of e, the lanes past the end 0. */
-INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n)
+/* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory:
+ * the arithmetic takes about as long as that, and hardware prefetchers stop at the end of what is being read. */
+INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next)
 {
     const VECTOR m = broadcast(max);
     int64_t i = 0;
@@ -41,8 +42,14 @@ INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n)
         for (; i < n; i += LANES) store(e + i, exponential_any(load_up_to(z + i, n - i, (REAL)-INFINITY), m));
         return;
     }
-    for (; i + LANES <= n; i += LANES) store(e + i, exponential(load(z + i), m));
-    if (i < n) store(e + i, exponential(load_first(z + i, (int)(n - i), (REAL)-INFINITY), m));
+    for (; i + LANES <= n; i += LANES) {
+        prefetch(next + i);
+        store(e + i, exponential(load(z + i), m));
+    }
+    if (i < n) {
+        prefetch(next + i);
+        store(e + i, exponential(load_first(z + i, (int)(n - i), (REAL)-INFINITY), m));
+    }
 }
 
 INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
@@ -183,16 +190,9 @@ static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n,
 INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse)
 {
     const VECTOR factor = broadcast(scaled_inverse);
-    if (!hess) {
-        int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) store(grad + i, load(e + i) * factor);
-        if (i < n) store_first(grad + i, load(e + i) * factor, (int)(n - i));
-        return;
-    }
-    for (int64_t i = 0; i < n; i += LANES) {
-        store_up_to(grad + i, load(e + i) * factor, n - i);
-        store_up_to(hess + i, hessian(row, load(e + i), factor), n - i);
-    }
+    scale_out(grad, e, factor, n, 0);
+    if (hess)
+        for (int64_t i = 0; i < n; i += LANES) store_up_to(hess + i, hessian(row, load(e + i), factor), n - i);
 }
 
 INLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, int64_t n, const SOFTMAX *row, PAIR total_mass,
@@ -249,7 +249,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
             if (high[lane] == 0) block->weight[row + lane] = 0;
         }
-        row_exponentials(e, z, max[lane], n_classes);
+        row_exponentials(e, z, max[lane], n_classes, row_of(block, &job->logits, row + rows + lane));
         parts[lane] = sum_of(e, n_vectors);
     }
     const VECTOR all = reduce_sum(parts);
@@ -435,7 +435,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
-        row_exponentials(e, z, max, n);
+        row_exponentials(e, z, max, n, z + CHUNK);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
         scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
@@ -486,6 +486,17 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
 
     REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
     const PAIR total_mass = {broadcast(high), broadcast(low)};
+    if (scratch->kept && !soft && !hess_row && job->grad.klass == 1 && job->task != FX_LOG_SOFTMAX) {
+        /* The usual case: one multiplication from the kept exponentials to their place. */
+        for (int64_t j = 0; j < scratch->n_chunks; j++) {
+            const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
+            scale_out(grad_row + first, scratch->kept + first, broadcast(scaled_inverse * scratch->factor[j]), n, job->stream);
+        }
+        if (!loss) return;
+        if (job->stream) stream_fence();
+        grad_row[label] = target_gradient;
+        return;
+    }
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
         REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream);
@@ -506,7 +517,10 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
                 if (scratch->max[j] != max)
                     for (int64_t i = 0; i < n; i += LANES) store(e + i, load(e + i) * factor);
             } else
-                row_exponentials(e, chunk_of(logits, stride, first, n, scratch->z), max, n);
+                {
+                const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+                row_exponentials(e, z, max, n, z + CHUNK);
+            }
             if (soft) put_soft_row(grad, hess, e, scratch->mass, n, &softmax, total_mass, scaled_inverse);
             else put_index_row(grad, hess, e, n, &softmax, scaled_inverse);
             if (loss && !soft && label >= first && label < first + n) grad[label - first] = target_gradient;

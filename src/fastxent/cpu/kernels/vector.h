@@ -38,10 +38,12 @@ typedef int64_t INTEGER;
 #define INLINE static __forceinline
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
+#define prefetch(address) ((void)(address))
 #else
 #define INLINE static inline __attribute__((always_inline))
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#define prefetch(address) __builtin_prefetch(address)
 #endif
 
 #if VECTOR_BYTES
@@ -220,37 +222,46 @@ INLINE void store_up_to(REAL *p, VECTOR v, int64_t n)
     else store_first(p, v, (int)n);
 }
 
-/* Copy n values out. `stream` bypasses the caches (non-temporal stores), which saves the read for ownership of lines
- * that nobody will look at soon; the caller ends its run of streams with stream_fence(). */
+/* Write factor times n values out. `stream` bypasses the caches (non-temporal stores), which saves the read for ownership
+ * of lines that nobody will look at soon; the caller ends its run of streams with stream_fence(). */
+#ifdef STREAMING_STORES
+INLINE void stream_store(REAL *p, VECTOR v)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    _mm512_stream_ps(p, v);
+#elif VECTOR_BYTES == 64
+    _mm512_stream_pd(p, v);
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    _mm256_stream_ps(p, v);
+#elif VECTOR_BYTES == 32
+    _mm256_stream_pd(p, v);
+#elif REAL_BITS == 32
+    _mm_stream_ps(p, v);
+#else
+    _mm_stream_pd(p, v);
+#endif
+}
+#else
+#define stream_store store
+#endif
+
+INLINE void scale_out(REAL *out, const REAL *from, VECTOR factor, int64_t n, int stream)
+{
+    int64_t i = 0;
+    if (stream) {
+        i = (int64_t)((0 - (uintptr_t)out) % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
+        if (i > n) i = n;
+        store_up_to(out, load_up_to(from, i, 0) * factor, i);
+        for (; i + LANES <= n; i += LANES) stream_store(out + i, load(from + i) * factor);
+    } else
+        for (; i + LANES <= n; i += LANES) store(out + i, load(from + i) * factor);
+    if (i < n) store_first(out + i, load_first(from + i, (int)(n - i), 0) * factor, (int)(n - i));
+}
+
 INLINE void copy_out(REAL *RESTRICT out, const REAL *RESTRICT from, int64_t n, int stream)
 {
-#ifdef STREAMING_STORES
-    if (stream) {
-        int64_t head = (int64_t)((0 - (uintptr_t)out) % VECTOR_BYTES / sizeof(REAL));
-        if (head > n) head = n;
-        store_up_to(out, load_up_to(from, head, 0), head);
-        int64_t i = head;
-        for (; i + LANES <= n; i += LANES) {
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
-            _mm512_stream_ps(out + i, load(from + i));
-#elif VECTOR_BYTES == 64
-            _mm512_stream_pd(out + i, load(from + i));
-#elif VECTOR_BYTES == 32 && REAL_BITS == 32
-            _mm256_stream_ps(out + i, load(from + i));
-#elif VECTOR_BYTES == 32
-            _mm256_stream_pd(out + i, load(from + i));
-#elif REAL_BITS == 32
-            _mm_stream_ps(out + i, load(from + i));
-#else
-            _mm_stream_pd(out + i, load(from + i));
-#endif
-        }
-        if (i < n) store_first(out + i, load_first(from + i, (int)(n - i), 0), (int)(n - i));
-        return;
-    }
-#endif
-    (void)stream;
-    memcpy(out, from, (size_t)n * sizeof(REAL));
+    if (stream) scale_out(out, from, broadcast(1), n, 1);
+    else memcpy(out, from, (size_t)n * sizeof(REAL));
 }
 
 INLINE void stream_fence(void)

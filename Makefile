@@ -1,0 +1,64 @@
+# Everything here makes .venv by itself, with what it needs, and builds the package into it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py src/fastxent/cpu/engine.pyx src/fastxent/cpu/threads.h \
+	$(wildcard src/fastxent/cpu/kernels/*.[ch] src/fastxent/cpu/kernels/isa/*.c)
+# Stamps of what has been installed: one per dependency group, one for the package.
+GROUP = $(VENV)/.group-$(1)
+BUILT := $(VENV)/.built
+
+.PHONY: help demo test lint types format bench bench-quick bench-peers package portable clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: $(BUILT) $(call GROUP,demo)  ## train on the digits beside scikit-learn; writes demo.png
+	$(BIN)/python examples/digits.py
+
+test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
+	$(BIN)/python -m pytest
+
+lint: $(call GROUP,lint)  ## ruff and cython-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint src
+
+types: $(BUILT) $(call GROUP,dev)  ## mypy, and the stub of the engine against the engine
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fastxent.cpu.engine
+
+format: $(call GROUP,lint)  ## format the Python code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BUILT) $(call GROUP,demo)  ## run the benchmarks beside every peer that can be imported (about 6 minutes)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(BUILT) $(call GROUP,demo)  ## the same with fewer repeats (about 1 minute)
+	$(BIN)/python -m benchmarks --quick
+
+bench-peers: $(call GROUP,peers)  ## install PyTorch and JAX for the benchmarks and the parity tests
+
+package: $(call GROUP,dev)  ## build sdist and wheel, look inside, and run the wheel's self-test in a new environment
+	$(BIN)/python tools/check_package.py
+
+portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, and run the self-test of that
+	FASTXENT_ONE_LANE=1 FASTXENT_NO_OPENMP=1 $(BIN)/python tools/check_package.py --wheel-only
+
+clean:  ## remove everything that was built, .venv included
+	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+
+$(VENV)/.group-%: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --group $*
+	@touch $@
+
+$(BUILT): $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
