@@ -168,17 +168,18 @@ def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
     """Class indices of the shape of the logits less the class axis, or probabilities of the shape of the logits."""
     array = np.asarray(values)
     row_shape = logits_shape[:axis] + logits_shape[axis + 1 :]
-    rule = f"be integer class indices of shape {row_shape} or probabilities of shape {logits_shape}"
-    got = f"{array.dtype} of shape {array.shape}"
-    if array.size == 0 and array.dtype == np.float64 and isinstance(values, list) and array.shape == row_shape:
+    kind = array.dtype.kind
+    if array.size == 0 and isinstance(values, list) and array.shape == row_shape:
         array = array.astype(np.int64)  # an empty list says nothing about its dtype
-    is_index, is_float = array.dtype.kind in "bui", array.dtype.kind == "f"
-    if not (is_index or is_float) or (is_float and array.shape == row_shape != logits_shape):
-        fail(TypeError, "target", rule, got)
-    if array.shape != (row_shape if is_index else logits_shape):
-        fail(ValueError, "target", rule, got)
-    if is_float and array.dtype.itemsize not in (4, 8):
-        array = array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
+    elif kind in "bui" and array.shape == row_shape:
+        pass
+    elif kind == "f" and array.shape == logits_shape:
+        if array.dtype.itemsize not in (4, 8):
+            array = array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
+    else:
+        wrong_type = kind not in "buif" or (kind == "f" and array.shape == row_shape)
+        rule = f"be integer class indices of shape {row_shape} or probabilities of shape {logits_shape}"
+        fail(TypeError if wrong_type else ValueError, "target", rule, f"{array.dtype} of shape {array.shape}")
     return native(array)
 
 
@@ -233,6 +234,8 @@ def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[A
 
 def overlaps_itself(array: Array) -> bool:
     """Whether two elements of one array share memory, as in broadcast or sliding views."""
+    if array.flags.c_contiguous or array.flags.f_contiguous:
+        return False
     reach = array.itemsize
     steps = sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
     for stride, length in steps:
@@ -267,7 +270,7 @@ def same_memory(a: Array, b: Array) -> bool:
 
 def may_be_written(argument: str, out: Array, source: str, inputs: Array) -> None:
     """An output may be the array it is computed from, but not a part of it."""
-    if not same_memory(out, inputs) and overlap(out, inputs):
+    if overlap(out, inputs) and not same_memory(out, inputs):
         fail(ValueError, argument, f"be {source} itself or not overlap it", "a partial overlap")
 
 

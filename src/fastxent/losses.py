@@ -158,12 +158,10 @@ class _Loss:
         return type(self), tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
 
 
-def _outputs(
-    logits: Array, wanted: dict[str, Any], n_derivatives: int, source: Array, **inputs: Any
-) -> tuple[list[Array], list[Array]]:
-    """Return checked or new outputs: as the user gets them, and as the engine writes them (aligned, native)."""
+def _outputs(logits: Array, wanted: tuple[tuple[str, Any], ...], source: Array, **inputs: Any) -> list[Array]:
+    """Return the outputs, checked or new; ``source`` is the array the user passed as logits."""
     results: list[Array] = []
-    for (name, out), _ in zip(wanted.items(), range(n_derivatives), strict=False):
+    for name, out in wanted:
         if out is None:
             results.append(np.empty_like(logits, subok=False))
             continue
@@ -174,7 +172,7 @@ def _outputs(
             _check.apart(name, out, logits=source, grad_out=results[0])
         _check.apart(name, out, **inputs)
         results.append(out)
-    return results, [r if r.dtype.isnative and r.flags.aligned else np.empty_like(logits) for r in results]
+    return results
 
 
 @dataclass(frozen=True, repr=False)
@@ -299,14 +297,10 @@ class CrossEntropy(_Loss):
         labels = _check.target(target, source.shape, axis)
         weights = _check.sample_weight(sample_weight, source.shape[:axis] + source.shape[axis + 1 :])
         scores = _check.native(source)
-        results, written = _outputs(
-            scores,
-            {"grad_out": grad_out, "hess_out": hess_out},
-            n_derivatives,
-            source,
-            target=labels,
-            sample_weight=weights,
-        )
+        wanted = (("grad_out", grad_out), ("hess_out", hess_out))[:n_derivatives]
+        results = _outputs(scores, wanted, source, target=labels, sample_weight=weights)
+        # Where the engine cannot write (byte order, alignment), it writes beside.
+        written = [r if r.dtype.isnative and r.flags.aligned else np.empty_like(scores) for r in results]
         class_weight = self._class_weights(labels, n_classes, axis, scores.dtype)
         value = run.cross_entropy(
             scores,

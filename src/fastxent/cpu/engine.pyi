@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 TASKS: Final[dict[str, int]]
 INPUTS: Final[dict[str, int]]
-TYPES: Final[dict[str, int]]
 BAD_TARGET: Final[int]
 BAD_WEIGHT: Final[int]
 __test__: dict[str, str]

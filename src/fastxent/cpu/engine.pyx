@@ -98,7 +98,10 @@ cdef int64_t SLICE = 1 << 24
 TASKS = {"cross_entropy": 0, "softmax": 1, "log_softmax": 2, "logsumexp": 3}
 INPUTS = {"logits": 0, "log_probs": 1, "probs": 2}
 # By kind and size of the dtype; a bool is read as an unsigned byte.
-TYPES = {"i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "b1": 4, "u2": 5, "u4": 6, "u8": 7, "f4": FX_FLOAT32, "f8": FX_FLOAT64}
+cdef dict TYPES = {
+    ("i", 1): 0, ("i", 2): 1, ("i", 4): 2, ("i", 8): 3, ("u", 1): 4, ("b", 1): 4, ("u", 2): 5, ("u", 4): 6, ("u", 8): 7,
+    ("f", 4): FX_FLOAT32, ("f", 8): FX_FLOAT64,
+}
 BAD_TARGET = FX_BAD_TARGET
 BAD_WEIGHT = FX_BAD_WEIGHT
 
@@ -194,6 +197,11 @@ cdef int threads_for(int64_t work, int64_t n_blocks) noexcept nogil:
 
 
 # ---- binding arrays ----
+
+cdef int type_of(object array) except -1:
+    dtype = array.dtype
+    return TYPES[dtype.kind, dtype.itemsize]
+
 
 cdef int bind_real(fx_array *array, object values, bint writable, real _) except -1:
     """An array [outer, inner, class]."""
@@ -319,7 +327,7 @@ cdef class Job:
             else:
                 bind_rows[float](&job.loss, loss, True, 0)
         if target is not None:
-            job.target_type = TYPES[target.dtype.str[1:]]
+            job.target_type = type_of(target)
             if job.target_type == FX_FLOAT32:
                 bind_real[float](&job.target, target, False, 0)
             elif job.target_type == FX_FLOAT64:
@@ -327,7 +335,7 @@ cdef class Job:
             else:
                 bind_labels_of_type(&job.target, target, job.target_type)
         if sample_weight is not None:
-            job.sample_weight_type = TYPES[sample_weight.dtype.str[1:]]
+            job.sample_weight_type = type_of(sample_weight)
             if job.sample_weight_type == FX_FLOAT32:
                 bind_rows[float](&job.sample_weight, sample_weight, False, 0)
             else:

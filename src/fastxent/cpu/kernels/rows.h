@@ -186,13 +186,15 @@ static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n,
     return total_of_lanes(compensated_sum_of(terms, count));
 }
 
-/* Gradient and Hessian of one row of a class index; the caller then sets the target's own gradient. */
-INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse)
+/* Gradient and Hessian of one row of a class index, whose exponentials are factor times e; the caller then sets the
+ * target's own gradient. */
+INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
+                          REAL factor, int stream)
 {
-    const VECTOR factor = broadcast(scaled_inverse);
-    scale_out(grad, e, factor, n, 0);
+    scale_out(grad, e, broadcast(scaled_inverse * factor), n, stream);
     if (hess)
-        for (int64_t i = 0; i < n; i += LANES) store_up_to(hess + i, hessian(row, load(e + i), factor), n - i);
+        for (int64_t i = 0; i < n; i += LANES)
+            store_up_to(hess + i, hessian(row, load(e + i) * factor, broadcast(scaled_inverse)), n - i);
 }
 
 INLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, int64_t n, const SOFTMAX *row, PAIR total_mass,
@@ -316,10 +318,10 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             const PAIR total_mass = {broadcast(high[lane]), broadcast(low[lane])};
             put_soft_row(grad, hess, e, scratch->mass + lane * padded, n_classes, &one, total_mass, scaled_inverse[lane]);
         } else {
-            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane]);
+            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane], 1, 0);
             else {
                 const SOFTMAX one = softmax_of_lane(&softmax, lane);
-                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane]);
+                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane], 1, 0);
             }
             grad[block->label[row + lane]] = target_gradients[lane];
         }
@@ -486,47 +488,34 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
 
     REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
     const PAIR total_mass = {broadcast(high), broadcast(low)};
-    if (scratch->kept && !soft && !hess_row && job->grad.klass == 1 && job->task != FX_LOG_SOFTMAX) {
-        /* The usual case: one multiplication from the kept exponentials to their place. */
-        for (int64_t j = 0; j < scratch->n_chunks; j++) {
-            const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
-            scale_out(grad_row + first, scratch->kept + first, broadcast(scaled_inverse * scratch->factor[j]), n, job->stream);
-        }
-        if (!loss) return;
-        if (job->stream) stream_fence();
-        grad_row[label] = target_gradient;
-        return;
-    }
+    /* Gradients of class indices need one multiplication from the exponentials to their place: streamed without a stop. */
+    const int direct = !soft && job->task != FX_LOG_SOFTMAX && job->grad.klass == 1;
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
-        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream);
+        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream && !direct);
         REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
-        if (job->task == FX_LOG_SOFTMAX) {
-            const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+        const int needs_z = soft || job->task == FX_LOG_SOFTMAX || !scratch->kept;
+        const REAL *z = needs_z ? chunk_of(logits, stride, first, n, scratch->z) : NULL;
+        if (job->task == FX_LOG_SOFTMAX)
             for (int64_t i = 0; i < n; i += LANES)
                 store_up_to(grad + i, shift(load_up_to(z + i, n - i, 0), softmax.max) - softmax.log_sum, n - i);
-        } else {
-            REAL *e = scratch->e;
-            if (soft) {
-                const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+        else {
+            REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
+            const REAL factor = scratch->kept ? scratch->factor[j] : 1;
+            if (!scratch->kept) row_exponentials(e, z, max, n, z + CHUNK);
+            if (!soft) put_index_row(grad, hess, e, n, &softmax, scaled_inverse, factor, job->stream && direct);
+            else {
                 row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+                if (factor != 1) scale_out(e, e, broadcast(factor), n, 0);
+                put_soft_row(grad, hess, e, scratch->mass, n, &softmax, total_mass, scaled_inverse);
             }
-            if (scratch->kept) {
-                const VECTOR factor = broadcast(scratch->factor[j]);
-                e = scratch->kept + first;
-                if (scratch->max[j] != max)
-                    for (int64_t i = 0; i < n; i += LANES) store(e + i, load(e + i) * factor);
-            } else
-                {
-                const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
-                row_exponentials(e, z, max, n, z + CHUNK);
-            }
-            if (soft) put_soft_row(grad, hess, e, scratch->mass, n, &softmax, total_mass, scaled_inverse);
-            else put_index_row(grad, hess, e, n, &softmax, scaled_inverse);
-            if (loss && !soft && label >= first && label < first + n) grad[label - first] = target_gradient;
         }
         put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
         put_chunk(&job->hess, hess_row, first, n, hess, job->stream);
+    }
+    if (loss && !soft) {
+        if (job->stream) stream_fence(); /* an ordinary store after streaming ones */
+        grad_row[label * job->grad.klass] = target_gradient;
     }
 }
 
