@@ -23,6 +23,7 @@ REDUCTIONS = ("none", "sum", "mean")
 INPUTS = ("logits", "log_probs", "probs")
 # Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
 OVERLAP_WORK = 10_000
+LARGEST = float(np.finfo(np.float64).max)
 
 
 def fail(
@@ -74,14 +75,22 @@ def option_integer(argument: str, value: Any, *, or_none: bool = False) -> int |
         fail(TypeError, argument, rule, repr(value) if isinstance(value, str) else value)
 
 
+def option_ignore_index(value: Any) -> int | None:
+    """None or an integer that a label can be."""
+    number = option_integer("ignore_index", value, or_none=True)
+    # 2**63 - 1 is kept free: labels beyond the range of int64 are read as that.
+    if number is not None and not -(2**63) <= number < 2**63 - 1:
+        fail(ValueError, "ignore_index", "be in [-2**63, 2**63 - 1)", number)
+    return number
+
+
 def option_fraction(argument: str, value: Any) -> float:
     """A real number in [0, 1]."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
         fail(TypeError, argument, "be a real number", repr(value))
-    number = float(value)
-    if not 0 <= number <= 1:
-        fail(ValueError, argument, "be in [0, 1]", number)
-    return number
+    if not 0 <= value <= 1:
+        fail(ValueError, argument, "be in [0, 1]", plain(value))
+    return float(value)
 
 
 def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, ...] | None:
@@ -118,13 +127,12 @@ def _class_key(key: Any) -> int:
 
 
 def _weight(value: Any, index: int) -> float:
-    try:
-        weight = float(value)
-    except (TypeError, ValueError):
-        fail(TypeError, "class_weight", "be finite and >= 0", repr(value), index)
-    if not 0 <= weight < math.inf:
-        fail(ValueError, "class_weight", "be finite and >= 0", weight, index)
-    return weight
+    if not isinstance(value, numbers.Real | np.number | np.bool_):
+        fail(TypeError, "class_weight", "be real numbers", repr(value), index)
+    number = plain(value)
+    if not 0 <= number <= LARGEST:
+        fail(ValueError, "class_weight", "be finite and >= 0", number, index)
+    return float(number)
 
 
 # ---- arrays ----
@@ -208,13 +216,19 @@ def class_weight(weights: Any, k: int, dtype: np.dtype[Any]) -> Array:
         for key in weights:
             if not 0 <= key < k:
                 fail(ValueError, "class_weight", f"have keys in [0, {k})", key)
-        array = np.ones(k, dtype)
+        exact = np.ones(k)
         for key, weight in weights.items():
-            array[key] = weight
-        return array
-    if len(weights) != k:
-        fail(ValueError, "class_weight", f"have shape ({k},)", f"shape ({len(weights)},)")
-    return np.asarray(weights, dtype)
+            exact[key] = weight
+    else:
+        if len(weights) != k:
+            fail(ValueError, "class_weight", f"have shape ({k},)", f"shape ({len(weights)},)")
+        exact = np.asarray(weights, np.float64)
+    with np.errstate(over="ignore"):
+        array = exact.astype(dtype)
+    if np.isinf(array).any():
+        index = int(np.argmax(array))
+        fail(ValueError, "class_weight", f"be finite in {dtype}", float(exact[index]), index)
+    return array
 
 
 def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -265,7 +279,13 @@ def overlap(a: Array, b: Array) -> bool:
 def same_memory(a: Array, b: Array) -> bool:
     """Whether element for element the two are one."""
     place_a, place_b = a.__array_interface__["data"][0], b.__array_interface__["data"][0]
-    return bool(place_a == place_b and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype)
+    steps = zip(a.strides, b.strides, a.shape, strict=False)
+    return bool(
+        place_a == place_b
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+        and all(step_a == step_b or length == 1 for step_a, step_b, length in steps)
+    )
 
 
 def may_be_written(argument: str, out: Array, source: str, inputs: Array) -> None:
@@ -287,15 +307,20 @@ def apart(argument: str, out: Array, **others: Any) -> None:
 def explain_sample_weight(weights: Any) -> NoReturn:
     """The first sample weight that is negative or not finite."""
     array = np.asarray(weights)
-    flat = int(np.argmin(np.isfinite(array) & (array >= 0)))
+    with np.errstate(over="ignore"):
+        as_double = array.astype(np.float64)
+    flat = int(np.argmin(np.isfinite(as_double) & (array >= 0)))
     value = plain(array.reshape(-1)[flat])
     fail(ValueError, "sample_weight", "be finite and >= 0", value, index_of(flat, array.shape))
 
 
-def explain_target(targets: Array, k: int, ignore_index: int | None) -> NoReturn:
+def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
     """The first class index out of range, or the first probability that is negative or not finite."""
     if targets.dtype.kind == "f":
         good, rule = np.isfinite(targets) & (targets >= 0), "be finite and >= 0"
+        if good.all():
+            with np.errstate(over="ignore"):
+                good, rule = np.isfinite(targets.astype(dtype)), f"be finite in {dtype}"
     else:
         good, rule = (targets >= 0) & (targets < k), f"be in [0, {k})"
         if ignore_index is not None:

@@ -64,7 +64,8 @@ def _cgroup_quota() -> int | None:
 
 
 _QUOTA = _cgroup_quota()
-_CPUS = min(_affinity(), _QUOTA or sys.maxsize)
+_AFFINITY = _affinity()
+_CPUS = min(_AFFINITY, _QUOTA or sys.maxsize)
 
 
 def _apply(n: int) -> None:
@@ -122,7 +123,8 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        1 without OpenMP, inside another parallel region, and in a process forked from one that had run threads.
+        1 without OpenMP, inside another parallel region, and in a forked process (OpenMP's threads do not survive a
+        fork, and using them again would hang).
 
     See Also
     --------
@@ -141,8 +143,8 @@ def _reason() -> str:
     """Why the number of threads is what it is."""
     if not engine.has_openmp():
         return "built without OpenMP"
-    if engine.forked_after_parallel():
-        return "this process was forked from one that had run threads"
+    if engine.forked():
+        return "this is a forked process: OpenMP's threads do not survive a fork"
     if engine.in_parallel():
         return "inside another parallel region"
     if _requested > 0:
@@ -152,10 +154,10 @@ def _reason() -> str:
         why = f"OMP_NUM_THREADS={_OMP_NUM_THREADS}"
     elif openmp < _CPUS:
         why = f"OpenMP's limit is {openmp} (threadpoolctl, joblib or omp_set_num_threads)"
-    elif _QUOTA is not None and _QUOTA <= _affinity():
+    elif _QUOTA is not None and _QUOTA <= _AFFINITY:
         why = f"the control group's quota allows {_QUOTA} CPUs"
     else:
-        why = f"{_affinity()} CPUs are usable"
+        why = f"{_AFFINITY} CPUs are usable"
     return why if _requested == -1 else f"{why}, set_num_threads({_requested})"
 
 

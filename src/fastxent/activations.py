@@ -223,13 +223,14 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
     labels = np.asarray(target)
     if labels.dtype.kind == "f" and labels.shape[-1:] == (k,):
         if not (np.isfinite(labels) & (labels >= 0)).all():
-            _check.explain_target(labels, k, None)
+            _check.explain_target(labels, k, None, labels.dtype)
         return run.balanced(labels.reshape(-1, k).sum(axis=0, dtype=np.float64))
     if labels.size == 0:
         return np.zeros(k)
     if labels.dtype.kind not in "bui":
         rule = f"be integer class indices or probabilities of shape (..., {k})"
-        _check.fail(TypeError, "target", rule, f"{labels.dtype} of shape {labels.shape}")
+        error = ValueError if labels.dtype.kind == "f" and labels.ndim > 1 else TypeError
+        _check.fail(error, "target", rule, f"{labels.dtype} of shape {labels.shape}")
     if ((labels < 0) | (labels >= k)).any():
-        _check.explain_target(labels, k, None)
+        _check.explain_target(labels, k, None, labels.dtype)
     return run.balanced(np.bincount(labels.reshape(-1).astype(np.intp, copy=False), minlength=k))

@@ -276,7 +276,7 @@ class CrossEntropy(_Loss):
         self._replace_options(
             class_weight=_check.option_class_weight(self.class_weight),
             label_smoothing=_check.option_fraction("label_smoothing", self.label_smoothing),
-            ignore_index=_check.option_integer("ignore_index", self.ignore_index, or_none=True),
+            ignore_index=_check.option_ignore_index(self.ignore_index),
             reduction=_check.option_among("reduction", self.reduction, _check.REDUCTIONS),
             axis=_check.option_integer("axis", self.axis),
             inputs=_check.option_among("inputs", self.inputs, _check.INPUTS),
@@ -336,11 +336,11 @@ def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: in
     if labels.dtype.kind != "f":
         counted = labels if ignore_index is None else labels[labels != ignore_index]
         if ((counted < 0) | (counted >= n_classes)).any():
-            _check.explain_target(labels, n_classes, ignore_index)
+            _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
         return balanced_class_weight(counted, n_classes)
     rows = np.moveaxis(labels, axis, -1).reshape(-1, n_classes)
     if not (np.isfinite(rows) & (rows >= 0)).all():
-        _check.explain_target(labels, n_classes, ignore_index)
+        _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
     if ignore_index is not None and 0 <= ignore_index < n_classes:
         others = np.delete(rows, ignore_index, axis=1)
         rows = rows[(rows[:, ignore_index] == 0) | others.any(axis=1)]

@@ -35,7 +35,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t n_outer, n_inner, n_classes
         fx_array logits, target, sample_weight, loss, grad, hess
         const void *class_weight
-        double label_smoothing, scale
+        double label_smoothing, divisor
         int64_t ignore_index
         int has_ignore_index, task, inputs, target_type, sample_weight_type
         int regime, stream
@@ -62,8 +62,7 @@ cdef extern from "kernels/kernels.h" nogil:
 
 cdef extern from "threads.h" nogil:
     int FX_OPENMP
-    int fx_parallel_has_run
-    int fx_forked_after_parallel
+    int fx_forked
     int fx_max_threads()
     int fx_thread_limit()
     int fx_in_parallel()
@@ -166,9 +165,9 @@ def openmp_thread_limit():
     return fx_thread_limit()
 
 
-def forked_after_parallel():
-    """Whether this process was forked from one that had run threads, and so stays serial."""
-    return bool(fx_forked_after_parallel)
+def forked():
+    """Whether this process was forked from one that had imported fastxent, and so stays serial."""
+    return bool(fx_forked)
 
 
 def in_parallel():
@@ -178,7 +177,7 @@ def in_parallel():
 
 cdef int available_threads() noexcept nogil:
     cdef int n
-    if not FX_OPENMP or fx_forked_after_parallel or fx_in_parallel():
+    if not FX_OPENMP or fx_forked or fx_in_parallel():
         return 1
     if REQUESTED_THREADS > 0:
         return REQUESTED_THREADS
@@ -315,7 +314,7 @@ cdef class Job:
         job.task = TASKS[task]
         job.inputs = INPUTS[inputs]
         job.label_smoothing = label_smoothing
-        job.scale = 1
+        job.divisor = 1
         self.bind(&job.logits, logits, False)
         if grad is not None:
             self.bind(&job.grad, grad, True)
@@ -347,7 +346,7 @@ cdef class Job:
             else:
                 weights_float = class_weight
                 job.class_weight = &weights_float[0]
-        if ignore_index is not None and -(1 << 63) <= ignore_index < (1 << 63):
+        if ignore_index is not None:
             job.has_ignore_index = 1
             job.ignore_index = ignore_index
         self.table.plan(job)
@@ -361,9 +360,9 @@ cdef class Job:
         """(the divisor of the mean, flaws found); looks at target and weights, writes nothing."""
         return self.run(True)
 
-    def compute(self, double scale):
-        """Write the results; gradient and Hessian are multiplied by ``scale``. Returns the sum of the losses."""
-        self.job.scale = scale
+    def compute(self, double divisor):
+        """Write the results; gradient and Hessian are divided by ``divisor``. Returns the sum of the losses."""
+        self.job.divisor = divisor
         return self.run(False)[0]
 
     cdef tuple run(self, bint survey):
@@ -390,8 +389,6 @@ cdef class Job:
             partial = <double *> scratch
             if not survey:
                 partial = <double *> (scratch + <size_t> n_threads * job.scratch_bytes)
-            if n_threads > 1:
-                note_parallel()
             while block < job.n_blocks:
                 last = min(block + per_slice, job.n_blocks)
                 if survey:
@@ -420,11 +417,6 @@ cdef class Job:
         return {"regime": ("tile", "rows", "long_rows", "plain_rows")[self.job.regime], "stream": bool(self.job.stream),
                 "rows_per_block": self.job.rows_per_block, "n_blocks": self.job.n_blocks,
                 "scratch_bytes": self.job.scratch_bytes, "level": self.table.level.decode()}
-
-
-cdef void note_parallel() noexcept:
-    global fx_parallel_has_run
-    fx_parallel_has_run = 1
 
 
 def elementary(str function, x, y):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,18 @@ def cross_entropy(
     if flaws & BAD_WEIGHT:
         _check.explain_sample_weight(given_weight)
     if flaws:
-        _check.explain_target(target, logits.shape[axis], ignore_index)
-    scale = 1.0
-    if reduction == "mean":
-        if divisor == 0:
-            for out in (grad, hess):
-                if out is not None:
-                    out[...] = 0
-            return 0.0
-        scale = 1.0 / divisor
-    total = sum(job.compute(scale) for job in jobs)
-    return loss if loss is not None else total / divisor if reduction == "mean" else total
+        _check.explain_target(target, logits.shape[axis], ignore_index, logits.dtype)
+    if not isfinite(divisor):
+        _check.fail(ValueError, "sample_weight", "have a finite sum", divisor)
+    if reduction == "mean" and divisor == 0:
+        for out in (grad, hess):
+            if out is not None:
+                out[...] = 0
+        return 0.0
+    if reduction != "mean":
+        divisor = 1.0
+    total = sum(job.compute(divisor) for job in jobs)
+    return total / divisor if loss is None else loss
 
 
 def softmax(x: Array, *, axis: int, out: Array, log: bool) -> None:

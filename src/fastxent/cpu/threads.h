@@ -16,16 +16,13 @@ static int fx_in_parallel(void) { return 0; }
 #endif
 
 /* libgomp hangs when a process that has run a parallel region forks and the child opens another one (GCC bugs 52303,
- * 58378): its pool's threads do not exist in the child. A child of such a process therefore stays serial. */
-static int fx_parallel_has_run = 0;
-static int fx_forked_after_parallel = 0;
+ * 58378): its pool's threads do not exist in the child. The pool is shared by all users of the library, so there is no
+ * knowing whether one has run: a forked child stays serial. */
+static int fx_forked = 0;
 
 #if FX_OPENMP && !defined(_WIN32)
 #include <pthread.h>
-static void fx_in_child(void)
-{
-    if (fx_parallel_has_run) fx_forked_after_parallel = 1;
-}
+static void fx_in_child(void) { fx_forked = 1; }
 static void fx_watch_forks(void) { pthread_atfork(0, 0, fx_in_child); }
 #else
 static void fx_watch_forks(void) {}

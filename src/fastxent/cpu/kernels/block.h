@@ -28,6 +28,11 @@ INLINE REAL *row_of(const BLOCK *block, const fx_array *array, int64_t row)
     return (REAL *)array->data + block->outer * array->outer + (block->first + row) * array->inner;
 }
 
+INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* Room in the arrays of a block: vectors are loaded and stored at any row, so LANES - 1 past the last one. */
+INLINE int64_t padded_rows(int64_t rows) { return round_up(rows + LANES - 1, 16); }
+
 INLINE int is_soft(const fx_job *job) { return job->target_type >= FX_FLOAT32 || job->label_smoothing > 0; }
 INLINE int has_labels(const fx_job *job) { return job->target_type < FX_FLOAT32; }
 
@@ -39,7 +44,8 @@ INLINE BLOCK block_of(const fx_job *job, int64_t number)
     return block;
 }
 
-/* Labels of any integer type as int64, a loop per type; an unsigned one beyond becomes the largest, which is no class. */
+/* Labels of any integer type as int64, a loop per type; an unsigned one beyond becomes the largest, which is no class
+ * and no ignore_index. */
 #define AS_IS(value) ((int64_t)(value))
 #define AT_MOST_INT64(value) ((value) > INT64_MAX ? INT64_MAX : (int64_t)(value))
 #define READ_LABELS(type, as_int64)                                                                             \
@@ -112,6 +118,16 @@ static int is_ignored_one_hot(const BLOCK *block, int64_t row)
     return some;
 }
 
+/* Whether a row counts although its target has no mass: smoothing gives it some, unless all of that is masked. What
+ * counts is decided without a look at the logits. */
+static int counts_without_mass(const fx_job *job)
+{
+    if (!(job->label_smoothing > 0)) return 0;
+    for (int64_t c = 0; c < job->n_classes; c++)
+        if (class_weight(job, c) > 0) return 1;
+    return 0;
+}
+
 /* Clamp the labels and weigh the rows one by one: ignored rows, labels out of range, weights. */
 static void prepare_weights(BLOCK *block)
 {
@@ -128,13 +144,13 @@ static void prepare_weights(BLOCK *block)
         if (job->sample_weight.data && weight != 0) weight *= sample_weight(block, i);
         block->weight[i] = weight;
     }
-    for (int64_t i = 0; i < block->rows; i++) block->scale[i] = (REAL)(block->weight[i] * job->scale);
+    for (int64_t i = 0; i < block->rows; i++) block->scale[i] = (REAL)(block->weight[i] / job->divisor);
 }
 
 static void prepare(BLOCK *block)
 {
     const fx_job *job = block->job;
-    const int64_t rows = block->rows, padded = (rows + 15) / 16 * 16;
+    const int64_t rows = block->rows, padded = padded_rows(rows);
     int64_t out_of_range = 0;
     if (has_labels(job)) {
         read_labels(block, 0, rows, block->label);
@@ -145,7 +161,7 @@ static void prepare(BLOCK *block)
     block->all_weigh_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !out_of_range
                            && !is_soft(job);
     if (block->all_weigh_one)
-        for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)job->scale;
+        for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)(1 / job->divisor);
     else
         prepare_weights(block);
 }
@@ -222,7 +238,7 @@ static double survey_labels(const BLOCK *block, int *flaws)
     return weight_sum;
 }
 
-/* Row sums of w t, and whether every t is finite and >= 0; runs along the axis with the smaller stride. */
+/* Row sums of w t, and whether every t is finite as REAL and >= 0; runs along the axis with the smaller stride. */
 #define SURVEY_PROBABILITIES(type)                                                                    \
     static int survey_##type(const BLOCK *block, double *RESTRICT mass)                               \
     {                                                                                                 \
@@ -235,7 +251,7 @@ static double survey_labels(const BLOCK *block, int *flaws)
         if (row_stride == 1 && class_stride != 1)                                                     \
             for (int64_t c = 0; c < job->n_classes; c++)                                              \
                 for (int64_t i = 0; i < block->rows; i++) {                                           \
-                    const double t = (double)p[i + c * class_stride];                                 \
+                    const double t = (double)(REAL)p[i + c * class_stride];                                \
                     good &= (t >= 0) & (t < INFINITY);                                                \
                     mass[i] += (double)class_weight(job, c) * t;                                      \
                 }                                                                                     \
@@ -243,7 +259,7 @@ static double survey_labels(const BLOCK *block, int *flaws)
             for (int64_t i = 0; i < block->rows; i++) {                                               \
                 double sums[4] = {0, 0, 0, 0};                                                        \
                 for (int64_t c = 0; c < job->n_classes; c++) {                                        \
-                    const double t = (double)p[i * row_stride + c * class_stride];                    \
+                    const double t = (double)(REAL)p[i * row_stride + c * class_stride];                   \
                     good &= (t >= 0) & (t < INFINITY);                                                \
                     sums[c % 4] += (double)class_weight(job, c) * t;                                  \
                 }                                                                                     \

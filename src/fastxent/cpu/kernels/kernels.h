@@ -30,7 +30,7 @@ typedef struct {
     fx_array grad, hess;       /* REAL, data NULL: not wanted; for the softmax tasks grad is the result */
     const void *class_weight;  /* REAL[n_classes], NULL: 1 */
     double label_smoothing;
-    double scale;              /* of gradient and Hessian: 1, or 1 / the divisor of the mean */
+    double divisor;            /* of gradient and Hessian: 1, or that of the mean */
     int64_t ignore_index;
     int has_ignore_index;
     int task, inputs, target_type, sample_weight_type;

@@ -34,7 +34,7 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
             add_scalar(&value, -u * (probs ? log(x[i] == 0 ? 0 : (double)x[i]) : (double)x[i]));
         }
     }
-    if (mass == 0) block->weight[row] = 0;
+    if (mass == 0 && !counts_without_mass(job)) block->weight[row] = 0;
     block->value[row] = has_nan ? NAN : total_scalar(value);
     if (!job->grad.data) return;
 

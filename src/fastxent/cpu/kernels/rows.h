@@ -139,7 +139,7 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     }
     if (job->stream) {
         rows->grad_stage = next, next += group + line;
-        rows->hess_stage = next, next += group + line;
+        if (job->hess.data) rows->hess_stage = next, next += group + line;
     }
     return (size_t)(next - scratch) * sizeof(REAL);
 }
@@ -249,7 +249,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
             split(total_mass, &high[lane], &low[lane]);
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
-            if (high[lane] == 0) block->weight[row + lane] = 0;
+            if (high[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
         }
         row_exponentials(e, z, max[lane], n_classes, row_of(block, &job->logits, row + rows + lane));
         parts[lane] = sum_of(e, n_vectors);
@@ -363,7 +363,7 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
     for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
     row->kept = NULL;
-    if (job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES) row->kept = next, next += round_up(job->n_classes, CHUNK);
+    if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES) row->kept = next, next += round_up(job->n_classes, CHUNK);
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 
@@ -477,7 +477,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         if (UNLIKELY(isinf(distance.high))) distance.high = widened_distance(block, scratch, row, uniform, max);
 #endif
         block->value[row] = total_scalar(mass_sum) * log_sum + total_scalar(distance);
-        if (high == 0) block->weight[row] = 0;
+        if (high == 0 && !counts_without_mass(job)) block->weight[row] = 0;
     } else if (loss) {
         const REAL z = logits[label * stride];
         block->value[row] = log_sum + (z == max ? 0 : (double)max - (double)z);

@@ -38,7 +38,7 @@ static int regime_of(const fx_job *job)
 /* A block's own arrays come first in its scratch memory. */
 static size_t row_arrays(const fx_job *job, char *memory, BLOCK *block)
 {
-    const size_t rows = (size_t)round_up(job->rows_per_block, 16);
+    const size_t rows = (size_t)padded_rows(job->rows_per_block);
     if (block) {
         block->label = (int64_t *)memory;
         block->weight = (double *)(block->label + rows);

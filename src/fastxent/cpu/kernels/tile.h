@@ -12,9 +12,9 @@
 #include "block.h"
 #include "formulas.h"
 
-INLINE int is_packed(ptrdiff_t row_stride, ptrdiff_t class_stride, int64_t n_classes)
+INLINE int is_packed(ptrdiff_t class_stride, int64_t n_classes)
 {
-    return class_stride == 1 && n_classes > 1 && LANES > 1 && !(row_stride == 1 && n_classes == 1);
+    return class_stride == 1 && n_classes > 1 && LANES > 1;
 }
 
 /* Rows of 2 or 3 classes without gaps are 2 or 3 whole vectors; taking them apart, and putting them together again, is
@@ -47,7 +47,8 @@ INLINE int piece_width(int64_t n)
     return LANES;
 }
 
-/* From rows of contiguous classes; may read up to LANES values past the end of each row. */
+/* From rows of contiguous classes. It may read past the end of a row, by fewer values than the row has: into the next
+ * row, which must be there and start no earlier than where this one ends. */
 INLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
 {
 #if LANES > 1
@@ -110,7 +111,7 @@ INLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_strid
 INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
                       int64_t n_classes, int followed, REAL *RESTRICT packed)
 {
-    if (is_packed(row_stride, class_stride, n_classes)) {
+    if (is_packed(class_stride, n_classes)) {
         if (rows == LANES && followed && row_stride >= n_classes) {
             load_packed(tile, p, row_stride, n_classes);
             return;
@@ -151,7 +152,7 @@ typedef struct {
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
 {
-    return array->data && is_packed(array->inner, array->klass, job->n_classes);
+    return array->data && is_packed(array->klass, job->n_classes);
 }
 
 INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
@@ -178,8 +179,6 @@ typedef struct {
     REAL *z, *mass, *hess, *packed; /* z becomes the exponentials, then the gradient */
     TILE_OUTPUT grad_out, hess_out;
 } TILE;
-
-INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. */
 static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
@@ -360,7 +359,7 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
     REAL mass_of_lane[LANES];
     store(mass_of_lane, total_mass.high);
     for (int lane = 0; lane < rows; lane++)
-        if (mass_of_lane[lane] == 0) block->weight[row + lane] = 0;
+        if (mass_of_lane[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
 
     tile_exponentials(z, z, m, n_classes);
     const SOFTMAX softmax = tile_softmax(z, m, n_classes);

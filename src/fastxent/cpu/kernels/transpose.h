@@ -112,7 +112,7 @@ typedef REAL QUARTER_UNALIGNED __attribute__((vector_size(VECTOR_BYTES / 4), ali
 #endif
 
 /* Lanes <- `width` classes of LANES rows, width = LANES, LANES / 2 or LANES / 4 (constant); r[c] gets class c.
- * Reads exactly width values from the start of each row. */
+ * Reads exactly width values from the start of each row, also where the row has fewer classes. */
 INLINE void gather_rows(VECTOR *r, const REAL *p, ptrdiff_t row_stride, const int width)
 {
 #pragma GCC unroll 16

@@ -1,0 +1,124 @@
+"""Faults a review found, each once, so that they stay mended."""
+
+import ctypes
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import oracle
+import pytest
+from tolerances import assert_within
+
+import fastxent as fx
+
+
+# A group of fewer rows than lanes once wrote its losses over the scales of the rows after it: 1025 to 2048 classes have
+# groups of 2 to 3 rows in float32, and blocks of exactly 16.
+@pytest.mark.parametrize("n_classes", [1025, 1500, 2047, 2048])
+@pytest.mark.parametrize("n_rows", [16, 17, 40])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
+def test_rows_in_small_groups_keep_their_scale(isa, dtype, n_classes, n_rows, options):
+    rng = np.random.default_rng(n_classes + n_rows)
+    logits = rng.normal(size=(n_rows, n_classes)).astype(dtype)
+    target = rng.integers(n_classes, size=n_rows)
+    weight = rng.uniform(0.5, 2, size=n_rows)
+    expected = oracle.cross_entropy(options, logits, target, weight)
+    value, grad, hess = fx.CrossEntropy(**options).value_grad_hess(logits, target, weight)
+    assert_within(value, expected.value, expected.value_bound, "value")
+    assert_within(grad, expected.grad, expected.grad_bound, "gradient")
+    assert_within(hess, expected.hess, expected.hess_bound, "Hessian")
+
+
+def test_a_child_of_a_process_in_which_another_library_ran_openmp_does_not_hang():
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        pytest.skip("no libgomp.so.1 to run a foreign parallel region with")
+    script = """
+        import ctypes, os, numpy as np, fastxent as fx
+        gomp = ctypes.CDLL("libgomp.so.1")
+        work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+        gomp.GOMP_parallel(work, None, 2, 0)
+        logits, target = np.zeros((300_000, 3)), np.zeros(300_000, int)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if fx.get_num_threads() == 1 and abs(fx.CrossEntropy()(logits, target) - np.log(3)) < 1e-12 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_mean_with_tiny_weights_has_a_finite_gradient():
+    logits, target = np.zeros((3, 3)), [0, 1, 2]
+    value, grad = fx.CrossEntropy().value_and_grad(logits, target, np.full(3, 1e-310))
+    assert value == pytest.approx(np.log(3), rel=1e-12)
+    np.testing.assert_allclose(grad, (1 / 3 - np.eye(3)) / 3, rtol=1e-12)
+
+
+def test_weights_whose_sum_overflows_are_refused():
+    with pytest.raises(ValueError, match=r"^sample_weight must have a finite sum; got inf$"):
+        fx.CrossEntropy()(np.zeros((3, 3)), [0, 1, 2], np.full(3, 1e308))
+
+
+def test_numbers_beyond_float32_are_refused_for_float32_logits():
+    logits = np.zeros((2, 2), np.float32)
+    with pytest.raises(ValueError, match=r"^class_weight must be finite in float32; got 1e\+300 at index 1$"):
+        fx.CrossEntropy(class_weight=[1, 1e300])(logits, [0, 1])
+    with pytest.raises(ValueError, match=r"^target must be finite in float32; got 1e\+300 at index \(1, 1\)$"):
+        fx.CrossEntropy()(logits, np.array([[1, 0], [0, 1e300]]))
+    assert np.isfinite(fx.CrossEntropy(class_weight=[1, 1e300])(logits.astype(np.float64), [0, 1]))
+
+
+def test_labels_beyond_int64_are_out_of_range_whatever_is_ignored():
+    labels = np.array([2**64 - 1], np.uint64)
+    for ignore_index in (-1, 2**63 - 2):
+        with pytest.raises(ValueError, match="got 18446744073709551615 at index 0"):
+            fx.CrossEntropy(ignore_index=ignore_index)(np.zeros((1, 2)), labels)
+    with pytest.raises(ValueError, match=r"^ignore_index must be in \[-2\*\*63, 2\*\*63 - 1\); got 9223372036854775807$"):
+        fx.CrossEntropy(ignore_index=2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"class_weight": {0: "2.5"}}, TypeError, "class_weight must be real numbers; got '2.5' at index 0"),
+        ({"class_weight": {0: 10**400}}, ValueError, "class_weight must be finite and >= 0; got 1000"),
+        ({"label_smoothing": 10**400}, ValueError, "label_smoothing must be in [0, 1]; got 1000"),
+    ],
+)
+def test_options_that_slipped_through(options, error, message):
+    with pytest.raises(error) as caught:
+        fx.CrossEntropy(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_row_whose_smoothing_mass_is_all_masked_still_counts(isa, dtype):
+    for n_classes in (1, 20, 3000):
+        logits = np.full((2, n_classes), -np.inf, dtype)
+        value, grad = fx.CrossEntropy(label_smoothing=1.0, reduction="none").value_and_grad(logits, [0, 0])
+        assert np.isnan(value).all()
+        assert np.isnan(grad).all()
+
+
+def test_the_weight_that_is_too_large_is_the_one_named():
+    weights = np.array([1, 1, np.longdouble("1e4000")])
+    if not np.isfinite(weights[2]):
+        pytest.skip("longdouble has the range of float64 here")
+    with pytest.raises(ValueError, match="at index 2$"), np.errstate(over="ignore"):
+        fx.CrossEntropy()(np.zeros((3, 2)), [0, 1, 0], weights)
+
+
+def test_the_same_memory_with_other_strides_along_an_axis_of_one_is_in_place():
+    logits = np.arange(6.0).reshape(2, 3)
+    expected = fx.CrossEntropy().value_and_grad(logits[:1].copy(), [0])[1]
+    _, grad = fx.CrossEntropy().value_and_grad(logits[:1], [0], grad_out=logits[0][None])
+    np.testing.assert_array_equal(grad, expected)
+
+
+def test_balanced_class_weight_of_the_wrong_shape():
+    with pytest.raises(ValueError, match=r"^target must be integer class indices or probabilities of shape \(\.\.\., 4\)"):
+        fx.balanced_class_weight(np.zeros((5, 3)), 4)
