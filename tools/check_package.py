@@ -14,13 +14,19 @@ from pathlib import Path
 
 ALLOWED_SUFFIXES = {".py", ".pyi", ".typed", ".so", ".pyd", ""}
 LARGEST_WHEEL = 500_000
-IN_SDIST = ("src/fastxent/cpu/engine.pyx", "src/fastxent/cpu/kernels/tile.h", "tests/conftest.py", "Makefile", "LICENSE")
+IN_SDIST = (
+    "src/fastxent/cpu/engine.pyx",
+    "src/fastxent/cpu/kernels/tile.h",
+    "tests/conftest.py",
+    "Makefile",
+    "LICENSE",
+)
 
 
 def run(*command: str | Path) -> None:
     """Run a command, or end with its exit status."""
     print("$", *command, flush=True)
-    status = subprocess.run([str(word) for word in command]).returncode
+    status = subprocess.run([str(word) for word in command], check=False).returncode
     if status:
         sys.exit(status)
 

@@ -45,7 +45,9 @@ def main() -> None:
     for dtype, degree in ((np.float32, arguments.degree32), (np.float64, arguments.degree64)):
         rounded = [float(dtype(float(c))) for c in interpolate(degree)]
         worst = largest_relative_error(rounded)
-        print(f"{dtype.__name__}: degree {degree}, largest relative error {worst:.2e} = {worst / np.finfo(dtype).eps:.3f} eps")
+        print(
+            f"{dtype.__name__}: degree {degree}, largest relative error {worst:.2e} = {worst / np.finfo(dtype).eps:.3f} eps"
+        )
         for c in rounded:
             print(f"    {c.hex()}  {c!r}")
 

@@ -7,7 +7,6 @@ into words here.
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ Array = npt.NDArray[Any]
 REDUCTIONS = ("none", "sum", "mean")
 INPUTS = ("logits", "log_probs", "probs")
 # Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
-OVERLAP_WORK = 10_000
+OVERLAP_WORK: Any = 10_000
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -88,9 +87,10 @@ def option_fraction(argument: str, value: Any) -> float:
     """A real number in [0, 1]."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
         fail(TypeError, argument, "be a real number", repr(value))
-    if not 0 <= value <= 1:
-        fail(ValueError, argument, "be in [0, 1]", plain(value))
-    return float(value)
+    number: Any = plain(value)
+    if not 0 <= number <= 1:
+        fail(ValueError, argument, "be in [0, 1]", number)
+    return float(number)
 
 
 def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, ...] | None:
@@ -169,7 +169,7 @@ def n_classes(array: Array, axis: int) -> int:
     """The length of the class axis, at least 1."""
     if array.shape[axis] == 0:
         fail(ValueError, "logits", "have at least 1 class", f"shape {array.shape}")
-    return array.shape[axis]
+    return int(array.shape[axis])
 
 
 def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
@@ -327,6 +327,8 @@ def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.d
             good |= targets == ignore_index
             rule += " or equal to ignore_index"
     if good.all():
-        raise ValueError("target must not be changed by another thread during the call; got a value that was bad for a moment")
+        raise ValueError(
+            "target must not be changed by another thread during the call; got a value that was bad for a moment"
+        )
     flat = int(np.argmin(good))
     fail(ValueError, "target", rule, plain(targets.reshape(-1)[flat]), index_of(flat, targets.shape))

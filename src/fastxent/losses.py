@@ -28,9 +28,7 @@ Array = npt.NDArray[Any]
 class _Loss:
     """The calls every loss has; a subclass is a frozen dataclass with ``_evaluate``."""
 
-    def __call__(
-        self, logits: npt.ArrayLike, target: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
-    ) -> Any:
+    def __call__(self, logits: npt.ArrayLike, target: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Any:
         """Return the value of the loss.
 
         Parameters

@@ -19,7 +19,9 @@ def mergeable(a: int, b: int, shape: Sequence[int], strides: Sequence[Sequence[i
     return all(s[a] == s[b] * shape[b] for s in strides)
 
 
-def row_views(axis: int, with_classes: Sequence[Array | None], without: Sequence[Array | None]) -> Iterator[tuple[Any, ...]]:
+def row_views(
+    axis: int, with_classes: Sequence[Array | None], without: Sequence[Array | None]
+) -> Iterator[tuple[Any, ...]]:
     """Yield tuples of views, first those with a class axis as [outer, inner, class], then the others as [outer, inner].
 
     The first array leads: its axis of smallest stride becomes ``inner``. Axes that are one in memory are merged; what
@@ -59,7 +61,7 @@ def row_views(axis: int, with_classes: Sequence[Array | None], without: Sequence
     def reshaped(a: Array | None, has_classes: bool) -> Array | None:
         if a is None:
             return None
-        axes, tail = (permutation + [len(row_shape)], a.shape[-1:]) if has_classes else (permutation, ())
+        axes, tail = ([*permutation, len(row_shape)], a.shape[-1:]) if has_classes else (permutation, ())
         return a.transpose(axes).reshape((*merged, *tail))
 
     views = [reshaped(a, i < n_with) for i, a in enumerate(arrays)]
