@@ -13,7 +13,7 @@
 #include "tile.h"
 
 enum {
-    CHUNK = 2048,                    /* classes */
+    CHUNK = 8192 / sizeof(REAL),     /* classes: logits, the next logits and exponentials fit in the first-level cache */
     GROUP_BYTES = 16 * 1024,         /* of exponentials held for one group of rows: a third of the first-level cache */
     KEPT_BYTES = 1024 * 1024         /* of exponentials held for one long row: half of the second-level cache */
 };
@@ -257,10 +257,12 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
     const VECTOR all = reduce_sum(parts);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
+        /* For short rows it costs less to do this for all than to have the processor guess which. */
+        const int for_all = n_vectors <= 8;
         REAL sums[LANES];
         store(sums, all);
-        for (int lane = 0; lane < LANES; lane++)
-            parts[lane] = lane < rows && sums[lane] < 2 ? sum_below_one(scratch->e + lane * padded, n_vectors) : broadcast(0);
+        for (int lane = 0; lane < rows; lane++)
+            parts[lane] = for_all || sums[lane] < 2 ? sum_below_one(scratch->e + lane * padded, n_vectors) : broadcast(0);
         below = reduce_sum(parts);
     }
     const SOFTMAX softmax = softmax_of(m, all, below);

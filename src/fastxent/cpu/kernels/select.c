@@ -2,7 +2,8 @@
 #include "kernels.h"
 #include "levels.h"
 
-int64_t fx_stream_bytes = 32 << 20;
+/* Past the share of the last-level cache that two cores of a large server have; measured, see benchmarks/NOTES.md. */
+int64_t fx_stream_bytes = 16 << 20;
 
 extern const fx_table fx_baseline_float32, fx_baseline_float64;
 #if FASTXENT_HAS_X86_LEVELS

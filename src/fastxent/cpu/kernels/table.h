@@ -7,7 +7,7 @@
 
 /* Thresholds, measured on an AVX-512 machine (benchmarks/NOTES.md). */
 enum {
-    FEW_CLASSES = LANES == 1 ? 0 : 16,   /* up to here tiles beat rows although classes are contiguous */
+    FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
     TILE_BLOCK_ELEMENTS = 4096           /* of tiles, whose gradients are staged in the first-level cache */
