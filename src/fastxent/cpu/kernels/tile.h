@@ -416,6 +416,20 @@ static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int row
         else tile_index(block, &tile, e, row, rows, n_classes, 1, 1);                                \
     } while (0)
 
+/* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
+ * to 4 classes are a few lines, and hardware prefetchers do as well. */
+INLINE void prefetch_tile(const BLOCK *block, int64_t row)
+{
+    const fx_job *job = block->job;
+    const int64_t elements = job->n_classes * LANES, line = 64 / (int64_t)sizeof(REAL);
+    if (job->n_classes <= 4 || job->logits.klass != 1 || job->logits.inner != job->n_classes) return;
+    const REAL *next = row_of(block, &job->logits, row + LANES);
+    for (int64_t i = 0; i < elements; i += line) prefetch(next + i);
+    if (!job->grad.data || job->stream || job->grad.inner != job->n_classes) return;
+    const REAL *grad = row_of(block, &job->grad, row);
+    for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
+}
+
 static void compute_tiles(BLOCK *block, REAL *scratch)
 {
     const fx_job *job = block->job;
@@ -424,6 +438,7 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
     for (int64_t row = 0; row < block->rows; row += LANES) {
         const int rows = block->rows - row < LANES ? (int)(block->rows - row) : LANES;
         const int followed = row + LANES < block->rows;
+        prefetch_tile(block, row);
         if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 2) SMALL_TILE_INDEX(2);
         else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 3) SMALL_TILE_INDEX(3);
         else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 4) SMALL_TILE_INDEX(4);

@@ -39,11 +39,13 @@ typedef int64_t INTEGER;
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
 #define prefetch(address) ((void)(address))
+#define prefetch_to_write(address) ((void)(address))
 #else
 #define INLINE static inline __attribute__((always_inline))
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define prefetch(address) __builtin_prefetch(address)
+#define prefetch_to_write(address) __builtin_prefetch(address, 1)
 #endif
 
 #if VECTOR_BYTES
