@@ -39,6 +39,31 @@ INLINE int is_exact(int64_t n_classes)
         || (LANES >= 8 && n_classes == LANES / 4);
 }
 
+INLINE int is_gapless(ptrdiff_t row_stride, int64_t n_classes)
+{
+    return LANES > 1 && (n_classes == 2 || n_classes == 3) && row_stride == n_classes;
+}
+
+INLINE void load_gapless(REAL *RESTRICT tile, const REAL *p, int64_t n_classes)
+{
+#if LANES > 1
+    const VECTOR rows[3] = {load(p), load(p + LANES), n_classes == 3 ? load(p + 2 * LANES) : broadcast(0)};
+    store(tile, n_classes == 2 ? SHUFFLE(rows[0], rows[1], UNZIP_EVEN, 0) : CLASS_OF_3(rows, 0));
+    store(tile + LANES, n_classes == 2 ? SHUFFLE(rows[0], rows[1], UNZIP_ODD, 0) : CLASS_OF_3(rows, 1));
+    if (n_classes == 3) store(tile + 2 * LANES, CLASS_OF_3(rows, 2));
+#endif
+}
+
+INLINE void store_gapless(const REAL *RESTRICT tile, REAL *p, int64_t n_classes)
+{
+#if LANES > 1
+    const VECTOR classes[3] = {load(tile), load(tile + LANES), n_classes == 3 ? load(tile + 2 * LANES) : broadcast(0)};
+    store(p, n_classes == 2 ? SHUFFLE(classes[0], classes[1], ZIP_LOW, 0) : PART_OF_3(classes, 0));
+    store(p + LANES, n_classes == 2 ? SHUFFLE(classes[0], classes[1], ZIP_HIGH, 0) : PART_OF_3(classes, 1));
+    if (n_classes == 3) store(p + 2 * LANES, PART_OF_3(classes, 2));
+#endif
+}
+
 /* The narrowest piece of a row that gather_rows offers for n classes. */
 INLINE int piece_width(int64_t n)
 {
@@ -49,23 +74,12 @@ INLINE int piece_width(int64_t n)
 
 /* From rows of contiguous classes. It may read past the end of a row, by fewer values than the row has: into the next
  * row, which must be there and start no earlier than where this one ends. */
-INLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+NOINLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
 {
-#if LANES > 1
-    if (n_classes == 2 && row_stride == 2) {
-        VECTOR a = load(p), b = load(p + LANES);
-        store(tile, SHUFFLE(a, b, UNZIP_EVEN, 0));
-        store(tile + LANES, SHUFFLE(a, b, UNZIP_ODD, 0));
+    if (is_gapless(row_stride, n_classes)) {
+        load_gapless(tile, p, n_classes);
         return;
     }
-    if (n_classes == 3 && row_stride == 3) {
-        const VECTOR rows[3] = {load(p), load(p + LANES), load(p + 2 * LANES)};
-        store(tile, CLASS_OF_3(rows, 0));
-        store(tile + LANES, CLASS_OF_3(rows, 1));
-        store(tile + 2 * LANES, CLASS_OF_3(rows, 2));
-        return;
-    }
-#endif
     for (int64_t c = 0; c < n_classes; c += LANES) {
         const int64_t left = n_classes - c;
         const int width = piece_width(left);
@@ -79,23 +93,8 @@ INLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride
 
 /* To rows of contiguous classes of a stage that has room for LANES values past its end. The columns go from last to
  * first, so that what a row writes past its end is mended by the first column of the next. */
-INLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, int64_t n_classes)
+NOINLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, int64_t n_classes)
 {
-#if LANES > 1
-    if (n_classes == 2 && row_stride == 2) {
-        VECTOR a = load(tile), b = load(tile + LANES);
-        store(p, SHUFFLE(a, b, ZIP_LOW, 0));
-        store(p + LANES, SHUFFLE(a, b, ZIP_HIGH, 0));
-        return;
-    }
-    if (n_classes == 3 && row_stride == 3) {
-        const VECTOR classes[3] = {load(tile), load(tile + LANES), load(tile + 2 * LANES)};
-        store(p, PART_OF_3(classes, 0));
-        store(p + LANES, PART_OF_3(classes, 1));
-        store(p + 2 * LANES, PART_OF_3(classes, 2));
-        return;
-    }
-#endif
     for (int64_t c = (n_classes - 1) / LANES * LANES; c >= 0; c -= LANES) {
         const int64_t left = n_classes - c;
         const int width = piece_width(left);
@@ -108,7 +107,7 @@ INLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_strid
 }
 
 /* `followed`: the block has a row after these, so that reading a little past the last one stays inside the array. */
-INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+NOINLINE void load_any_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
                       int64_t n_classes, int followed, REAL *RESTRICT packed)
 {
     if (is_packed(class_stride, n_classes)) {
@@ -130,7 +129,14 @@ INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, 
                 tile[c * LANES + lane] = lane < rows ? p[lane * row_stride + c * class_stride] : 0;
 }
 
-INLINE void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
+                      int64_t n_classes, int followed, REAL *RESTRICT packed)
+{
+    if (rows == LANES && class_stride == 1 && is_gapless(row_stride, n_classes)) load_gapless(tile, p, n_classes);
+    else load_any_tile(tile, p, row_stride, class_stride, rows, n_classes, followed, packed);
+}
+
+NOINLINE void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
                        int64_t n_classes)
 {
     if (row_stride == 1) {
@@ -157,8 +163,10 @@ INLINE int is_staged(const fx_job *job, const fx_array *array)
 
 INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
 {
-    if (output->direct && rows == LANES) store_packed(tile, row_of(block, output->array, row), n_classes, n_classes);
-    else if (output->stage) store_packed(tile, output->stage + row * n_classes, n_classes, n_classes);
+    REAL *stage = output->direct && rows == LANES ? row_of(block, output->array, row)
+                  : output->stage ? output->stage + row * n_classes : NULL;
+    if (stage && is_gapless(n_classes, n_classes)) store_gapless(tile, stage, n_classes);
+    else if (stage) store_packed(tile, stage, n_classes, n_classes);
     else store_tile(tile, row_of(block, output->array, row), output->array->inner, output->array->klass, rows, n_classes);
 }
 

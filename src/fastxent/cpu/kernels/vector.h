@@ -36,12 +36,14 @@ typedef int64_t INTEGER;
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define INLINE static __forceinline
+#define NOINLINE static __declspec(noinline)
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
 #define prefetch(address) ((void)(address))
 #define prefetch_to_write(address) ((void)(address))
 #else
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline)) /* where copies would only make the extension larger */
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define prefetch(address) __builtin_prefetch(address)
