@@ -66,6 +66,11 @@ def test_the_mean_with_tiny_weights_has_a_finite_gradient():
 def test_weights_whose_sum_overflows_are_refused():
     with pytest.raises(ValueError, match=r"^sample_weight must have a finite sum; got inf$"):
         fx.CrossEntropy()(np.zeros((3, 3)), [0, 1, 2], np.full(3, 1e308))
+    # Only the mean needs the sum.
+    losses = fx.CrossEntropy(reduction="none")(np.zeros((3, 3)), [0, 1, 2], np.full(3, 1e307))
+    np.testing.assert_allclose(losses, np.log(3) * 1e307, rtol=1e-12)
+    losses = fx.CrossEntropy(reduction="none")(np.log([[4.0, 1], [4, 1]]), [0, 0], np.full(2, 1.5e308))
+    np.testing.assert_allclose(losses, np.log1p(0.25) * 1.5e308, rtol=1e-12)
 
 
 def test_numbers_beyond_float32_are_refused_for_float32_logits():

@@ -9,6 +9,7 @@ Every loss ``l`` has the same three calls::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["CrossEntropy", "balanced_class_weight"]
 Array = npt.NDArray[Any]
 
 
-class _Loss:
+class _Loss(ABC):
     """The calls every loss has; a subclass is a frozen dataclass with ``_evaluate``."""
 
     def __call__(self, logits: npt.ArrayLike, target: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Any:
@@ -123,6 +124,7 @@ class _Loss:
         assert hess is not None
         return value, grad, hess
 
+    @abstractmethod
     def _evaluate(
         self,
         logits: Any,
@@ -132,7 +134,7 @@ class _Loss:
         hess_out: Any = None,
         n_derivatives: int = 0,
     ) -> tuple[Any, Array | None, Array | None]:
-        raise NotImplementedError
+        """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
 
     def _replace_options(self, **options: Any) -> None:
         """Store checked options in a frozen instance."""

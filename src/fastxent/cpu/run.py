@@ -66,8 +66,9 @@ def cross_entropy(
         _check.explain_sample_weight(given_weight)
     if flaws:
         _check.explain_target(target, logits.shape[axis], ignore_index, logits.dtype)
-    if not isfinite(divisor):
-        _check.fail(ValueError, "sample_weight", "have a finite sum", divisor)
+    if reduction == "mean" and not isfinite(divisor):
+        blamed = "sample_weight" if sample_weight is not None else "target" if soft else "class_weight"
+        _check.fail(ValueError, blamed, "have a finite sum", divisor)
     if reduction == "mean" and divisor == 0:
         for out in (grad, hess):
             if out is not None:
