@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 REDUCTIONS = ("none", "sum", "mean")
 INPUTS = ("logits", "log_probs", "probs")
+BINARY_INPUTS = ("logits", "probs")
 # Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
 OVERLAP_WORK: Any = 10_000
 LARGEST = float(np.finfo(np.float64).max)
@@ -85,12 +86,47 @@ def option_ignore_index(value: Any) -> int | None:
 
 def option_fraction(argument: str, value: Any) -> float:
     """A real number in [0, 1]."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
-        fail(TypeError, argument, "be a real number", repr(value))
-    number: Any = plain(value)
+    number = _option_real(argument, value)
     if not 0 <= number <= 1:
         fail(ValueError, argument, "be in [0, 1]", number)
     return float(number)
+
+
+def _option_real(argument: str, value: Any) -> Any:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
+        fail(TypeError, argument, "be a real number", repr(value))
+    return plain(value)
+
+
+def option_gamma(value: Any) -> float:
+    """The focusing parameter: a finite real number >= 0."""
+    number = _option_real("gamma", value)
+    if not 0 <= number <= LARGEST:
+        fail(ValueError, "gamma", "be finite and >= 0", number)
+    return float(number)
+
+
+def option_alpha(value: Any) -> float | None:
+    """None or a real number in [0, 1]."""
+    return None if value is None else option_fraction("alpha", value)
+
+
+def option_pos_weight(value: Any) -> float | tuple[float, ...] | None:
+    """None, a number, or a 1-D array of one weight per label, made immutable."""
+    rule = "be None, a number or a 1-D array"
+    if value is None:
+        return None
+    try:
+        weights = np.asarray(value)
+    except (TypeError, ValueError):
+        fail(TypeError, "pos_weight", rule, repr(value))
+    if weights.dtype.kind not in "uif" and weights.size:
+        fail(TypeError, "pos_weight", rule, _described(value, weights))
+    if weights.ndim == 0:
+        return _weight("pos_weight", weights.item())
+    if weights.ndim != 1:
+        fail(ValueError, "pos_weight", rule, f"shape {weights.shape}")
+    return tuple(_weight("pos_weight", w, i) for i, w in enumerate(weights.tolist()))
 
 
 def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, ...] | None:
@@ -103,7 +139,7 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
             fail(ValueError, "class_weight", rule, repr(value))
         return value
     if isinstance(value, Mapping):
-        return MappingProxyType({_class_key(k): _weight(w, _class_key(k)) for k, w in value.items()})
+        return MappingProxyType({_class_key(k): _weight("class_weight", w, _class_key(k)) for k, w in value.items()})
     try:
         weights = np.asarray(value)
     except (TypeError, ValueError):
@@ -112,7 +148,7 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
         if weights.ndim == 0 or weights.dtype.kind not in "buif":
             fail(TypeError, "class_weight", rule, _described(value, weights))
         fail(ValueError, "class_weight", rule, f"shape {weights.shape}")
-    return tuple(_weight(w, i) for i, w in enumerate(weights.tolist()))
+    return tuple(_weight("class_weight", w, i) for i, w in enumerate(weights.tolist()))
 
 
 def _described(value: Any, array: Array) -> str:
@@ -126,12 +162,12 @@ def _class_key(key: Any) -> int:
         fail(TypeError, "class_weight", "have integer keys", repr(key))
 
 
-def _weight(value: Any, index: int) -> float:
+def _weight(argument: str, value: Any, index: int | None = None) -> float:
     if not isinstance(value, numbers.Real | np.number | np.bool_):
-        fail(TypeError, "class_weight", "be real numbers", repr(value), index)
+        fail(TypeError, argument, "be real numbers", repr(value), index)
     number = plain(value)
     if not 0 <= number <= LARGEST:
-        fail(ValueError, "class_weight", "be finite and >= 0", number, index)
+        fail(ValueError, argument, "be finite and >= 0", number, index)
     return float(number)
 
 
@@ -145,16 +181,28 @@ def native(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("="), order="K")
 
 
-def logits(argument: str, values: Any) -> Array:
-    """A float32 or float64 array of at least one axis; lists, integers and booleans become float64."""
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is one of NumPy's floating ones or ml_dtypes.bfloat16 (which need not be installed)."""
+    if dtype.kind == "V":
+        return dtype.itemsize == 2 and dtype.name == "bfloat16"
+    return dtype.kind == "f" and dtype.itemsize > 1  # others add types of one byte
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What is computed in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def logits(argument: str, values: Any, *, least_ndim: int = 1) -> Array:
+    """An array of a half, single or double floating type; lists, integers and booleans become float64."""
     array = np.asarray(values)
     if array.dtype.kind in "bui":
         array = array.astype(np.float64)
-    elif array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-        rule = "be float32 or float64, or integers, booleans or lists of numbers"
+    elif not is_floating(array.dtype) or array.dtype.itemsize > 8:
+        rule = "be float16, bfloat16, float32 or float64, or integers, booleans or lists of numbers"
         fail(TypeError, argument, rule, array.dtype)
-    if array.ndim == 0:
-        fail(ValueError, argument, "have at least 1 dimension", 0)
+    if array.ndim < least_ndim:
+        fail(ValueError, argument, f"have at least {least_ndim} dimension", array.ndim)
     return array
 
 
@@ -181,14 +229,49 @@ def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
         array = array.astype(np.int64)  # an empty list says nothing about its dtype
     elif kind in "bui" and array.shape == row_shape:
         pass
-    elif kind == "f" and array.shape == logits_shape:
-        if array.dtype.itemsize not in (4, 8):
-            array = array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
+    elif is_floating(array.dtype) and array.shape == logits_shape:
+        array = _at_most_double(array)
     else:
-        wrong_type = kind not in "buif" or (kind == "f" and array.shape == row_shape)
+        floating = is_floating(array.dtype)
+        wrong_type = not (kind in "bui" or floating) or (floating and array.shape == row_shape)
         rule = f"be integer class indices of shape {row_shape} or probabilities of shape {logits_shape}"
         fail(TypeError if wrong_type else ValueError, "target", rule, f"{array.dtype} of shape {array.shape}")
     return native(array)
+
+
+def _at_most_double(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.itemsize > 8 else array
+
+
+def binary_target(values: Any, shape: tuple[int, ...]) -> Array:
+    """Numbers of the shape of the logits; that they are in [0, 1] is for the engine to see."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "bui" and not is_floating(array.dtype):
+        fail(TypeError, "target", "be integers, booleans or floats", f"{array.dtype} of shape {array.shape}")
+    if array.shape != shape:
+        fail(ValueError, "target", f"have shape {shape}", f"shape {array.shape}")
+    return native(_at_most_double(array))
+
+
+def pos_weight(weights: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
+    """The option, a number or a tuple of one per label, as an array of the shape of the logits (broadcast, not copied)."""
+    if weights is None:
+        return None
+    exact = np.asarray(weights, np.float64)
+    if exact.ndim and exact.shape != shape[-1:]:
+        fail(ValueError, "pos_weight", f"have shape {shape[-1:]}", f"shape {exact.shape}")
+    return np.broadcast_to(narrowed("pos_weight", exact, dtype), shape)
+
+
+def narrowed(argument: str, exact: Array, dtype: np.dtype[Any]) -> Array:
+    """Finite weights in the dtype of the arithmetic, where they must be finite too."""
+    with np.errstate(over="ignore"):
+        array = exact.astype(dtype)
+    if np.isinf(array).any():
+        flat = int(np.argmax(array))
+        index = index_of(flat, array.shape) if array.ndim else None
+        fail(ValueError, argument, f"be finite in {dtype}", float(exact.reshape(-1)[flat]), index)
+    return array
 
 
 def sample_weight(values: Any, row_shape: tuple[int, ...]) -> Array | None:
@@ -196,7 +279,7 @@ def sample_weight(values: Any, row_shape: tuple[int, ...]) -> Array | None:
     if values is None:
         return None
     array = np.asarray(values)
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "sample_weight", "be real numbers", array.dtype)
     per_sample = row_shape[:1]
     if array.shape not in (per_sample, row_shape):
@@ -223,12 +306,7 @@ def class_weight(weights: Any, k: int, dtype: np.dtype[Any]) -> Array:
         if len(weights) != k:
             fail(ValueError, "class_weight", f"have shape ({k},)", f"shape ({len(weights)},)")
         exact = np.asarray(weights, np.float64)
-    with np.errstate(over="ignore"):
-        array = exact.astype(dtype)
-    if np.isinf(array).any():
-        index = int(np.argmax(array))
-        fail(ValueError, "class_weight", f"be finite in {dtype}", float(exact[index]), index)
-    return array
+    return narrowed("class_weight", exact, dtype)
 
 
 def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -316,16 +394,29 @@ def explain_sample_weight(weights: Any) -> NoReturn:
 
 def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
     """The first class index out of range, or the first probability that is negative or not finite."""
-    if targets.dtype.kind == "f":
+    if is_floating(targets.dtype):
         good, rule = np.isfinite(targets) & (targets >= 0), "be finite and >= 0"
         if good.all():
             with np.errstate(over="ignore"):
-                good, rule = np.isfinite(targets.astype(dtype)), f"be finite in {dtype}"
+                good, rule = np.isfinite(targets.astype(arithmetic(dtype))), f"be finite in {arithmetic(dtype)}"
     else:
         good, rule = (targets >= 0) & (targets < k), f"be in [0, {k})"
         if ignore_index is not None:
             good |= targets == ignore_index
             rule += " or equal to ignore_index"
+    _fail_at_first_bad(targets, good, rule)
+
+
+def explain_binary_target(targets: Array, ignore_index: int | None) -> NoReturn:
+    """The first target outside [0, 1]."""
+    good, rule = (targets >= 0) & (targets <= 1), "be in [0, 1]"
+    if ignore_index is not None:
+        good |= targets == ignore_index
+        rule += " or equal to ignore_index"
+    _fail_at_first_bad(targets, good, rule)
+
+
+def _fail_at_first_bad(targets: Array, good: Any, rule: str) -> NoReturn:
     if good.all():
         raise ValueError(
             "target must not be changed by another thread during the call; got a value that was bad for a moment"

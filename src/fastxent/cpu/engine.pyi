@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 TASKS: Final[dict[str, int]]
 INPUTS: Final[dict[str, int]]
+REGIMES: Final[tuple[str, ...]]
 BAD_TARGET: Final[int]
 BAD_WEIGHT: Final[int]
 __test__: dict[str, str]
@@ -22,7 +23,7 @@ def forked() -> bool: ...
 def in_parallel() -> bool: ...
 def threads() -> int: ...
 def elementary(
-    function: Literal["exp", "log1p"], x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]
+    function: Literal["exp", "log1p", "log"], x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]
 ) -> None: ...
 
 class Job:
@@ -37,9 +38,12 @@ class Job:
         target: npt.NDArray[Any] | None = None,
         sample_weight: npt.NDArray[Any] | None = None,
         class_weight: npt.NDArray[Any] | None = None,
+        pos_weight: npt.NDArray[Any] | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int | None = None,
         inputs: str = "logits",
+        gamma: float = 0.0,
+        alpha: float | None = None,
     ) -> None: ...
     def survey(self) -> tuple[float, int]: ...
     def compute(self, divisor: float) -> float: ...

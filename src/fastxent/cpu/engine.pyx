@@ -3,7 +3,9 @@
 Design
 a) This file loops; it neither checks (``_check.py``) nor computes (``kernels/``).
 b) Arrays come as typed memoryviews of a fixed number of axes: [outer, inner, class] and [outer, inner]. They need no
-   NumPy C-API, so one module serves every CPython of the stable ABI. ``const`` views take read-only arrays.
+   NumPy C-API, so one module serves every CPython of the stable ABI. The kernels are told the type of the elements, so
+   all types but the commonest are viewed as unsigned words of their size, also those that no buffer can carry
+   (bfloat16). ``const`` views take read-only arrays; that outputs are writable has been checked.
 c) Rows are taken in blocks whose size depends on the shape alone. Each block leaves one partial sum, and these are
    added in the order of the blocks: the same bits for any number of threads and any schedule.
 d) The number of threads is decided on each call (DESIGN 3.2). A fixed ``num_threads`` would override the limits of
@@ -13,14 +15,26 @@ f) Scratch memory is taken once, before the parallel region, which can therefore
 """
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
+
+
+# The glue is most of what Cython generates, and small matters more there than fast.
+cdef extern from *:
+    """
+    #if defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC optimize("Os")
+    #endif
+    """
 
 
 cdef extern from "kernels/kernels.h" nogil:
     enum:
-        FX_FLOAT32
-        FX_FLOAT64
+        FX_CROSS_ENTROPY, FX_FOCAL, FX_SOFTMAX, FX_LOG_SOFTMAX, FX_LOGSUMEXP
+        FX_BINARY_CROSS_ENTROPY, FX_BINARY_FOCAL, FX_SIGMOID, FX_LOG_SIGMOID
+        FX_LOGITS, FX_LOG_PROBS, FX_PROBS
+        FX_INT8, FX_INT16, FX_INT32, FX_INT64, FX_UINT8, FX_UINT16, FX_UINT32, FX_UINT64
+        FX_FLOAT16, FX_BFLOAT16, FX_FLOAT32, FX_FLOAT64
         FX_BAD_TARGET
         FX_BAD_WEIGHT
         FX_ALIGNMENT
@@ -33,11 +47,11 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct fx_job:
         int64_t n_outer, n_inner, n_classes
-        fx_array logits, target, sample_weight, loss, grad, hess
+        fx_array logits, target, sample_weight, pos_weight, loss, grad, hess
         const void *class_weight
-        double label_smoothing, divisor
+        double label_smoothing, divisor, gamma, alpha
         int64_t ignore_index
-        int has_ignore_index, task, inputs, target_type, sample_weight_type
+        int has_ignore_index, task, inputs, real_type, target_type, sample_weight_type
         int regime, stream
         int64_t rows_per_block, n_blocks_per_outer, n_blocks
         size_t scratch_bytes
@@ -73,14 +87,9 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-ctypedef fused real:
+ctypedef fused word:
     float
     double
-
-ctypedef fused label:
-    int8_t
-    int16_t
-    int32_t
     int64_t
     uint8_t
     uint16_t
@@ -94,13 +103,20 @@ cdef int64_t KEEP_GIL_BELOW = 16384
 # Between two looks at signals: at most about 50 milliseconds of one thread's work on the slowest level.
 cdef int64_t SLICE = 1 << 24
 
-TASKS = {"cross_entropy": 0, "softmax": 1, "log_softmax": 2, "logsumexp": 3}
-INPUTS = {"logits": 0, "log_probs": 1, "probs": 2}
-# By kind and size of the dtype; a bool is read as an unsigned byte.
-cdef dict TYPES = {
-    ("i", 1): 0, ("i", 2): 1, ("i", 4): 2, ("i", 8): 3, ("u", 1): 4, ("b", 1): 4, ("u", 2): 5, ("u", 4): 6, ("u", 8): 7,
-    ("f", 4): FX_FLOAT32, ("f", 8): FX_FLOAT64,
+TASKS = {
+    "cross_entropy": FX_CROSS_ENTROPY, "focal": FX_FOCAL, "softmax": FX_SOFTMAX, "log_softmax": FX_LOG_SOFTMAX,
+    "logsumexp": FX_LOGSUMEXP, "binary_cross_entropy": FX_BINARY_CROSS_ENTROPY, "binary_focal": FX_BINARY_FOCAL,
+    "sigmoid": FX_SIGMOID, "log_sigmoid": FX_LOG_SIGMOID,
 }
+INPUTS = {"logits": FX_LOGITS, "log_probs": FX_LOG_PROBS, "probs": FX_PROBS}
+# By kind and size of the dtype; a bool is read as an unsigned byte, and bfloat16 is of no kind NumPy knows.
+cdef dict TYPES = {
+    ("i", 1): FX_INT8, ("i", 2): FX_INT16, ("i", 4): FX_INT32, ("i", 8): FX_INT64, ("u", 1): FX_UINT8,
+    ("b", 1): FX_UINT8, ("u", 2): FX_UINT16, ("u", 4): FX_UINT32, ("u", 8): FX_UINT64,
+    ("f", 2): FX_FLOAT16, ("V", 2): FX_BFLOAT16, ("f", 4): FX_FLOAT32, ("f", 8): FX_FLOAT64,
+}
+cdef dict TYPE_OF_DTYPE = {}  # what was looked up once, by the dtype itself
+REGIMES = ("tile", "rows", "long_rows", "plain_rows", "elements")
 BAD_TARGET = FX_BAD_TARGET
 BAD_WEIGHT = FX_BAD_WEIGHT
 
@@ -197,69 +213,52 @@ cdef int threads_for(int64_t work, int64_t n_blocks) noexcept nogil:
 
 # ---- binding arrays ----
 
-cdef int type_of(object array) except -1:
-    dtype = array.dtype
-    return TYPES[dtype.kind, dtype.itemsize]
+cdef int type_of(object dtype) except -1:
+    cdef object found = TYPE_OF_DTYPE.get(dtype)
+    if found is None:
+        found = TYPE_OF_DTYPE[dtype] = TYPES[dtype.kind, dtype.itemsize]
+    return found
 
 
-cdef int bind_real(fx_array *array, object values, bint writable, real _) except -1:
-    """An array [outer, inner, class]."""
-    cdef const real[:, :, :] view
-    cdef real[:, :, :] writable_view
-    if writable:
-        writable_view = values
-        view = writable_view
-    else:
+cdef int bind_words(fx_array *array, object values, word _) except -1:
+    """An array [outer, inner, class] or [outer, inner]; strides in elements."""
+    cdef const word[:, :, :] view
+    cdef const word[:, :] rows
+    if values.ndim == 3:
         view = values
-    array.data = <void *> &view[0, 0, 0]
-    array.outer = view.strides[0] // <ptrdiff_t> sizeof(real)
-    array.inner = view.strides[1] // <ptrdiff_t> sizeof(real)
-    array.klass = view.strides[2] // <ptrdiff_t> sizeof(real)
-    return 0
-
-
-cdef int bind_rows(fx_array *array, object values, bint writable, real _) except -1:
-    """An array [outer, inner]: one number a row."""
-    cdef const real[:, :] view
-    cdef real[:, :] writable_view
-    if writable:
-        writable_view = values
-        view = writable_view
+        array.data = <void *> &view[0, 0, 0]
+        array.outer = view.strides[0] // <ptrdiff_t> sizeof(word)
+        array.inner = view.strides[1] // <ptrdiff_t> sizeof(word)
+        array.klass = view.strides[2] // <ptrdiff_t> sizeof(word)
     else:
-        view = values
-    array.data = <void *> &view[0, 0]
-    array.outer = view.strides[0] // <ptrdiff_t> sizeof(real)
-    array.inner = view.strides[1] // <ptrdiff_t> sizeof(real)
+        rows = values
+        array.data = <void *> &rows[0, 0]
+        array.outer = rows.strides[0] // <ptrdiff_t> sizeof(word)
+        array.inner = rows.strides[1] // <ptrdiff_t> sizeof(word)
     return 0
 
 
-cdef int bind_labels(fx_array *array, object values, label _) except -1:
-    """Class indices [outer, inner]."""
-    cdef const label[:, :] view = values
-    array.data = <void *> &view[0, 0]
-    array.outer = view.strides[0] // <ptrdiff_t> sizeof(label)
-    array.inner = view.strides[1] // <ptrdiff_t> sizeof(label)
-    return 0
-
-
-cdef int bind_labels_of_type(fx_array *array, object values, int kind) except -1:
-    if kind == 0:
-        bind_labels[int8_t](array, values, 0)
-    elif kind == 1:
-        bind_labels[int16_t](array, values, 0)
-    elif kind == 2:
-        bind_labels[int32_t](array, values, 0)
-    elif kind == 3:
-        bind_labels[int64_t](array, values, 0)
-    elif kind == 4:
-        bind_labels[uint8_t](array, values, 0)
-    elif kind == 5:
-        bind_labels[uint16_t](array, values, 0)
-    elif kind == 6:
-        bind_labels[uint32_t](array, values, 0)
+cdef int bind(fx_array *array, object values) except -1:
+    """Bind an array, if there is one, and return the type of its elements."""
+    cdef int kind
+    if values is None:
+        return 0
+    kind = type_of(values.dtype)
+    if kind == FX_FLOAT32:
+        bind_words[float](array, values, 0)
+    elif kind == FX_FLOAT64:
+        bind_words[double](array, values, 0)
+    elif kind == FX_INT64:
+        bind_words[int64_t](array, values, 0)
+    elif kind == FX_UINT64:
+        bind_words[uint64_t](array, values, 0)
+    elif kind == FX_INT32 or kind == FX_UINT32:
+        bind_words[uint32_t](array, values.view("u4"), 0)
+    elif kind == FX_INT8 or kind == FX_UINT8:
+        bind_words[uint8_t](array, values.view("u1"), 0)
     else:
-        bind_labels[uint64_t](array, values, 0)
-    return 0
+        bind_words[uint16_t](array, values.view("u2"), 0)
+    return kind
 
 
 # ---- the loop ----
@@ -300,61 +299,35 @@ cdef class Job:
     cdef fx_job job
     cdef const fx_table *table
     cdef object arrays
-    cdef bint is_double
 
     def __cinit__(self, str task, logits, *, grad=None, hess=None, loss=None, target=None, sample_weight=None,
-                  class_weight=None, double label_smoothing=0.0, ignore_index=None, str inputs="logits"):
+                  class_weight=None, pos_weight=None, double label_smoothing=0.0, ignore_index=None, str inputs="logits",
+                  double gamma=0.0, alpha=None):
         cdef fx_job *job = &self.job
-        cdef const float[::1] weights_float
-        cdef const double[::1] weights_double
-        self.arrays = (logits, grad, hess, loss, target, sample_weight, class_weight)
-        self.is_double = logits.itemsize == 8
-        self.table = LEVEL.float64 if self.is_double else LEVEL.float32
+        cdef fx_array weights
+        self.arrays = (logits, grad, hess, loss, target, sample_weight, class_weight, pos_weight)
         job.n_outer, job.n_inner, job.n_classes = logits.shape
         job.task = TASKS[task]
         job.inputs = INPUTS[inputs]
         job.label_smoothing = label_smoothing
         job.divisor = 1
-        self.bind(&job.logits, logits, False)
-        if grad is not None:
-            self.bind(&job.grad, grad, True)
-        if hess is not None:
-            self.bind(&job.hess, hess, True)
-        if loss is not None:
-            if self.is_double:
-                bind_rows[double](&job.loss, loss, True, 0)
-            else:
-                bind_rows[float](&job.loss, loss, True, 0)
-        if target is not None:
-            job.target_type = type_of(target)
-            if job.target_type == FX_FLOAT32:
-                bind_real[float](&job.target, target, False, 0)
-            elif job.target_type == FX_FLOAT64:
-                bind_real[double](&job.target, target, False, 0)
-            else:
-                bind_labels_of_type(&job.target, target, job.target_type)
-        if sample_weight is not None:
-            job.sample_weight_type = type_of(sample_weight)
-            if job.sample_weight_type == FX_FLOAT32:
-                bind_rows[float](&job.sample_weight, sample_weight, False, 0)
-            else:
-                bind_rows[double](&job.sample_weight, sample_weight, False, 0)
+        job.gamma = gamma
+        job.alpha = -1 if alpha is None else alpha
+        job.real_type = bind(&job.logits, logits)
+        self.table = LEVEL.float64 if job.real_type == FX_FLOAT64 else LEVEL.float32
+        bind(&job.grad, grad)
+        bind(&job.hess, hess)
+        bind(&job.loss, loss)
+        job.target_type = bind(&job.target, target)
+        job.sample_weight_type = bind(&job.sample_weight, sample_weight)
+        bind(&job.pos_weight, pos_weight)
         if class_weight is not None:
-            if self.is_double:
-                weights_double = class_weight
-                job.class_weight = &weights_double[0]
-            else:
-                weights_float = class_weight
-                job.class_weight = &weights_float[0]
+            bind(&weights, class_weight[None])
+            job.class_weight = weights.data
         if ignore_index is not None:
             job.has_ignore_index = 1
             job.ignore_index = ignore_index
         self.table.plan(job)
-
-    cdef int bind(self, fx_array *array, object values, bint writable) except -1:
-        if self.is_double:
-            return bind_real[double](array, values, writable, 0)
-        return bind_real[float](array, values, writable, 0)
 
     def survey(self):
         """(the divisor of the mean, flaws found); looks at target and weights, writes nothing."""
@@ -374,7 +347,7 @@ cdef class Job:
         cdef char *scratch = NULL
         cdef double total = 0
         cdef size_t bytes_needed
-        if survey and job.target_type < FX_FLOAT32:
+        if survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
             work = rows
         n_threads = threads_for(work, job.n_blocks)
         per_slice = max(SLICE * n_threads // max(work // job.n_blocks, 1), 1)
@@ -414,18 +387,18 @@ cdef class Job:
     @property
     def plan(self):
         """What was planned, for tests and benchmarks."""
-        return {"regime": ("tile", "rows", "long_rows", "plain_rows")[self.job.regime], "stream": bool(self.job.stream),
+        return {"regime": REGIMES[self.job.regime], "stream": bool(self.job.stream),
                 "rows_per_block": self.job.rows_per_block, "n_blocks": self.job.n_blocks,
                 "scratch_bytes": self.job.scratch_bytes, "level": self.table.level.decode()}
 
 
 def elementary(str function, x, y):
-    """For tests: y = exp(x) for x <= 0, or log1p(x) for x >= 0, as this level's kernels compute them."""
+    """For tests: y = exp(x) for x <= 0, log1p(x) or log(x) for x >= 0, as this level's kernels compute them."""
     cdef const float[::1] x_float
     cdef const double[::1] x_double
     cdef float[::1] y_float
     cdef double[::1] y_double
-    cdef int which = ("exp", "log1p").index(function)
+    cdef int which = ("exp", "log1p", "log").index(function)
     if x.itemsize == 4:
         x_float = x
         y_float = y

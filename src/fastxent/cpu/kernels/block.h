@@ -11,91 +11,98 @@
 #ifndef FASTXENT_BLOCK_H
 #define FASTXENT_BLOCK_H
 
-#include "kernels.h"
-#include "vector.h"
+#include "half.h"
 
+/* The arrays of a block begin at its first row: `inner` and `klass` lead on from there. */
 typedef struct {
     const fx_job *job;
-    int64_t outer, first, rows; /* rows first .. first + rows - 1 of the inner axis */
+    fx_array logits, target, sample_weight, loss, grad, hess;
+    int type;                   /* of logits, grad and hess: those of the job, or REAL where they were converted */
+    int64_t rows;
     int64_t *label;
     double *weight, *value;     /* value: the loss of each row before its weight */
     REAL *scale;                /* weight times the scale of the gradient */
     int all_weigh_one;          /* then `weight` is not filled in */
 } BLOCK;
 
-INLINE REAL *row_of(const BLOCK *block, const fx_array *array, int64_t row)
-{
-    return (REAL *)array->data + block->outer * array->outer + (block->first + row) * array->inner;
-}
+/* Of an array of REAL. */
+INLINE REAL *row_of(const fx_array *array, int64_t row) { return (REAL *)array->data + row * array->inner; }
 
 INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 
 /* Room in the arrays of a block: vectors are loaded and stored at any row, so LANES - 1 past the last one. */
 INLINE int64_t padded_rows(int64_t rows) { return round_up(rows + LANES - 1, 16); }
 
-INLINE int is_soft(const fx_job *job) { return job->target_type >= FX_FLOAT32 || job->label_smoothing > 0; }
-INLINE int has_labels(const fx_job *job) { return job->target_type < FX_FLOAT32; }
+INLINE int is_loss(const fx_job *job) { return job->task == FX_CROSS_ENTROPY || job->task == FX_FOCAL; }
+INLINE int is_soft(const fx_job *job) { return job->target_type >= FX_FLOAT16 || job->label_smoothing > 0; }
+INLINE int has_labels(const fx_job *job) { return job->target_type < FX_FLOAT16; }
+
+INLINE size_t size_of(int type)
+{
+    return type == FX_INT8 || type == FX_UINT8 ? 1 : type == FX_INT16 || type == FX_UINT16 || is_half(type) ? 2
+           : type == FX_INT32 || type == FX_UINT32 || type == FX_FLOAT32 ? 4 : 8;
+}
+
+INLINE fx_array array_from(const fx_array *array, int type, int64_t outer, int64_t row)
+{
+    fx_array part = *array;
+    if (part.data) part.data = (char *)part.data + (outer * array->outer + row * array->inner) * (ptrdiff_t)size_of(type);
+    return part;
+}
 
 INLINE BLOCK block_of(const fx_job *job, int64_t number)
 {
-    BLOCK block = {job, number / job->n_blocks_per_outer, 0, 0, NULL, NULL, NULL, NULL, 0};
-    block.first = number % job->n_blocks_per_outer * job->rows_per_block;
-    block.rows = job->n_inner - block.first < job->rows_per_block ? job->n_inner - block.first : job->rows_per_block;
+    const int64_t outer = number / job->n_blocks_per_outer, first = number % job->n_blocks_per_outer * job->rows_per_block;
+    BLOCK block = {job, array_from(&job->logits, job->real_type, outer, first),
+                   array_from(&job->target, job->target_type, outer, first),
+                   array_from(&job->sample_weight, job->sample_weight_type, outer, first),
+                   array_from(&job->loss, job->real_type, outer, first), array_from(&job->grad, job->real_type, outer, first),
+                   array_from(&job->hess, job->real_type, outer, first), job->real_type, at_most(job->n_inner - first, job->rows_per_block),
+                   NULL, NULL, NULL, NULL, 0};
     return block;
 }
 
-/* Labels of any integer type as int64, a loop per type; an unsigned one beyond becomes the largest, which is no class
- * and no ignore_index. */
-#define AS_IS(value) ((int64_t)(value))
-#define AT_MOST_INT64(value) ((value) > INT64_MAX ? INT64_MAX : (int64_t)(value))
-#define READ_LABELS(type, as_int64)                                                                             \
-    {                                                                                                 \
-        const type *p = (const type *)job->target.data + offset;                                      \
-        if (stride == 1)                                                                              \
-            for (int64_t i = 0; i < rows; i++) label[i] = as_int64(p[i]);                             \
-        else                                                                                          \
-            for (int64_t i = 0; i < rows; i++) label[i] = as_int64(p[i * stride]);                    \
-    }                                                                                                 \
-    break
-
-static void read_labels(const BLOCK *block, int64_t first, int64_t rows, int64_t *RESTRICT label)
+/* n numbers of any type as REAL. */
+INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
-    const fx_job *job = block->job;
-    const ptrdiff_t stride = job->target.inner;
-    const ptrdiff_t offset = block->outer * job->target.outer + (block->first + first) * stride;
-    switch (job->target_type) {
-    case FX_INT8: READ_LABELS(int8_t, AS_IS);
-    case FX_INT16: READ_LABELS(int16_t, AS_IS);
-    case FX_INT32: READ_LABELS(int32_t, AS_IS);
-    case FX_INT64: READ_LABELS(int64_t, AS_IS);
-    case FX_UINT8: READ_LABELS(uint8_t, AS_IS);
-    case FX_UINT16: READ_LABELS(uint16_t, AS_IS);
-    case FX_UINT32: READ_LABELS(uint32_t, AS_IS);
-    default: READ_LABELS(uint64_t, AT_MOST_INT64);
+    if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
+#if REAL_BITS == 32
+    else fx_read_floats(array->data, type, offset, stride, n, out);
+#else
+    else fx_read_doubles(array->data, type, offset, stride, n, out);
+#endif
+}
+
+/* And back, as the type of the logits. */
+INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
+{
+    if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
+    else {
+        REAL *out = (REAL *)array->data + offset;
+        for (int64_t i = 0; i < n; i++) out[i * stride] = from[i];
     }
 }
 
-/* Floating values of either type as REAL: `n` of them from `offset` on. */
-INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
+/* One floating number. */
+INLINE double number_at(const fx_array *array, int type, ptrdiff_t offset)
 {
-    if (type == FX_FLOAT32) {
-        const float *p = (const float *)array->data + offset;
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = (REAL)p[i];
-        else for (int64_t i = 0; i < n; i++) out[i] = (REAL)p[i * stride];
-    } else {
-        const double *p = (const double *)array->data + offset;
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = (REAL)p[i];
-        else for (int64_t i = 0; i < n; i++) out[i] = (REAL)p[i * stride];
-    }
+    if (type == FX_FLOAT32) return (double)((const float *)array->data)[offset];
+    if (type == FX_FLOAT64) return ((const double *)array->data)[offset];
+    const uint16_t half = ((const uint16_t *)array->data)[offset];
+    return (double)(type == FX_FLOAT16 ? of_float16(half) : of_bfloat16(half));
+}
+
+INLINE void read_labels(const BLOCK *block, int64_t first, int64_t rows, int64_t *label)
+{
+    const ptrdiff_t stride = block->target.inner;
+    fx_read_labels(block->target.data, block->job->target_type, first * stride, stride, rows, label);
 }
 
 INLINE double sample_weight(const BLOCK *block, int64_t row)
 {
-    const fx_array *array = &block->job->sample_weight;
-    if (!array->data) return 1;
-    const ptrdiff_t offset = block->outer * array->outer + (block->first + row) * array->inner;
-    return block->job->sample_weight_type == FX_FLOAT32 ? (double)((const float *)array->data)[offset]
-                                                        : ((const double *)array->data)[offset];
+    const fx_array *array = &block->sample_weight;
+    return array->data ? number_at(array, block->job->sample_weight_type, row * array->inner) : 1;
 }
 
 INLINE REAL class_weight(const fx_job *job, int64_t c) { return job->class_weight ? ((const REAL *)job->class_weight)[c] : 1; }
@@ -105,12 +112,9 @@ static int is_ignored_one_hot(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     if (!job->has_ignore_index || (uint64_t)job->ignore_index >= (uint64_t)job->n_classes) return 0;
-    const ptrdiff_t offset = block->outer * job->target.outer + (block->first + row) * job->target.inner;
     int only = 1, some = 0;
     for (int64_t c = 0; c < job->n_classes && (only || !some); c++) {
-        const ptrdiff_t at = offset + c * job->target.klass;
-        const double t = job->target_type == FX_FLOAT32 ? (double)((const float *)job->target.data)[at]
-                                                        : ((const double *)job->target.data)[at];
+        const double t = number_at(&block->target, job->target_type, row * block->target.inner + c * block->target.klass);
         if (c == job->ignore_index) some = t > 0;
         else only &= t == 0;
         if (!only) return 0;
@@ -166,22 +170,41 @@ static void prepare(BLOCK *block)
         prepare_weights(block);
 }
 
-static void zero_row(const BLOCK *block, const fx_array *array, int64_t row)
+static void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
 {
     if (!array->data) return;
-    REAL *out = row_of(block, array, row);
-    for (int64_t c = 0; c < block->job->n_classes; c++) out[c * array->klass] = 0;
+    if (is_half(type)) {
+        uint16_t *out = (uint16_t *)array->data + row * array->inner;
+        for (int64_t c = 0; c < block->job->n_classes; c++) out[c * array->klass] = 0;
+    } else {
+        REAL *out = row_of(array, row);
+        for (int64_t c = 0; c < block->job->n_classes; c++) out[c * array->klass] = 0;
+    }
 }
 
-/* The losses in the order of the rows, in 8 interleaved sums so that one addition need not wait for the last. */
-static double sum_of_losses(const double *value, int64_t rows)
+/* Losses or weights in the order of the rows, in 8 interleaved sums so that one addition need not wait for the last. */
+#if LANES > 1
+typedef double EIGHT __attribute__((vector_size(64), aligned(8), may_alias));
+#endif
+static double sum_of_rows(const double *value, int64_t rows)
 {
     double sums[8] = {0};
     int64_t i = 0;
+#if LANES > 1
+    EIGHT eight = {0};
+    for (; i + 8 <= rows; i += 8) eight += *(const EIGHT *)(value + i);
+    memcpy(sums, &eight, sizeof sums);
+#else
     for (; i + 8 <= rows; i += 8)
         for (int k = 0; k < 8; k++) sums[k] += value[i + k];
+#endif
     for (int k = 0; i < rows; i++, k++) sums[k] += value[i];
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
+{
+    write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
 }
 
 /* Weight the losses, hand them out, add them up, and clear the rows that do not count. */
@@ -193,14 +216,14 @@ static double finish(BLOCK *block)
         for (int64_t i = 0; i < rows; i++) {
             if (block->weight[i] == 0) {
                 block->value[i] = 0;
-                zero_row(block, &job->grad, i);
-                zero_row(block, &job->hess, i);
+                zero_row(block, &block->grad, i, block->type);
+                zero_row(block, &block->hess, i, block->type);
             } else
                 block->value[i] *= block->weight[i];
         }
     if (job->loss.data)
-        for (int64_t i = 0; i < rows; i++) *row_of(block, &job->loss, i) = (REAL)block->value[i];
-    return sum_of_losses(block->value, rows);
+        for (int64_t i = 0; i < rows; i++) put_loss(block, i, (REAL)block->value[i]);
+    return sum_of_rows(block->value, rows);
 }
 
 /* ---- survey ---- */
@@ -213,7 +236,7 @@ static double survey_labels(const BLOCK *block, int *flaws)
     int64_t label[STEP];
     double weight_sum = 0;
     for (int64_t first = 0; first < block->rows; first += STEP) {
-        const int64_t rows = block->rows - first < STEP ? block->rows - first : STEP;
+        const int64_t rows = at_most(block->rows - first, STEP);
         read_labels(block, first, rows, label);
         int64_t bad = 0, ignored = 0;
         if (job->has_ignore_index)
@@ -239,19 +262,18 @@ static double survey_labels(const BLOCK *block, int *flaws)
 }
 
 /* Row sums of w t, and whether every t is finite as REAL and >= 0; runs along the axis with the smaller stride. */
-#define SURVEY_PROBABILITIES(type)                                                                    \
-    static int survey_##type(const BLOCK *block, double *RESTRICT mass)                               \
+#define SURVEY_PROBABILITIES(name, type, AS_DOUBLE)                                                   \
+    static int survey_##name(const BLOCK *block, double *RESTRICT mass)                               \
     {                                                                                                 \
         const fx_job *job = block->job;                                                               \
-        const ptrdiff_t row_stride = job->target.inner, class_stride = job->target.klass;             \
-        const type *p = (const type *)job->target.data + block->outer * job->target.outer             \
-                        + block->first * row_stride;                                                  \
+        const ptrdiff_t row_stride = block->target.inner, class_stride = block->target.klass;         \
+        const type *p = (const type *)block->target.data;                                             \
         int good = 1;                                                                                 \
         for (int64_t i = 0; i < block->rows; i++) mass[i] = 0;                                        \
         if (row_stride == 1 && class_stride != 1)                                                     \
             for (int64_t c = 0; c < job->n_classes; c++)                                              \
                 for (int64_t i = 0; i < block->rows; i++) {                                           \
-                    const double t = (double)(REAL)p[i + c * class_stride];                                \
+                    const double t = AS_DOUBLE(p[i + c * class_stride]);                              \
                     good &= (t >= 0) & (t < INFINITY);                                                \
                     mass[i] += (double)class_weight(job, c) * t;                                      \
                 }                                                                                     \
@@ -259,7 +281,7 @@ static double survey_labels(const BLOCK *block, int *flaws)
             for (int64_t i = 0; i < block->rows; i++) {                                               \
                 double sums[4] = {0, 0, 0, 0};                                                        \
                 for (int64_t c = 0; c < job->n_classes; c++) {                                        \
-                    const double t = (double)(REAL)p[i * row_stride + c * class_stride];                   \
+                    const double t = AS_DOUBLE(p[i * row_stride + c * class_stride]);                 \
                     good &= (t >= 0) & (t < INFINITY);                                                \
                     sums[c % 4] += (double)class_weight(job, c) * t;                                  \
                 }                                                                                     \
@@ -267,16 +289,22 @@ static double survey_labels(const BLOCK *block, int *flaws)
             }                                                                                         \
         return good;                                                                                  \
     }
-SURVEY_PROBABILITIES(float)
-SURVEY_PROBABILITIES(double)
+#define AS_REAL(t) ((double)(REAL)(t))
+#define AS_FLOAT16(t) ((double)of_float16(t))
+#define AS_BFLOAT16(t) ((double)of_bfloat16(t))
+SURVEY_PROBABILITIES(float16, uint16_t, AS_FLOAT16)
+SURVEY_PROBABILITIES(bfloat16, uint16_t, AS_BFLOAT16)
+SURVEY_PROBABILITIES(float32, float, AS_REAL)
+SURVEY_PROBABILITIES(float64, double, AS_REAL)
 
 enum { MAXIMAL_ROWS_PER_BLOCK = 1024 };
 
 static double survey_probabilities(const BLOCK *block, int *flaws)
 {
-    const fx_job *job = block->job;
+    static int (*const survey_type[])(const BLOCK *, double *) = {survey_float16, survey_bfloat16, survey_float32,
+                                                                  survey_float64};
     double mass[MAXIMAL_ROWS_PER_BLOCK], weight_sum = 0;
-    if (!(job->target_type == FX_FLOAT32 ? survey_float(block, mass) : survey_double(block, mass))) {
+    if (!survey_type[block->job->target_type - FX_FLOAT16](block, mass)) {
         *flaws |= FX_BAD_TARGET;
         return 0;
     }
@@ -285,7 +313,7 @@ static double survey_probabilities(const BLOCK *block, int *flaws)
     return weight_sum;
 }
 
-static double survey(const fx_job *job, int64_t number, int *flaws)
+static double survey_rows(const fx_job *job, int64_t number, int *flaws)
 {
     const BLOCK block = block_of(job, number);
     if (job->sample_weight.data)

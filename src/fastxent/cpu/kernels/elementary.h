@@ -104,6 +104,17 @@ INLINE VECTOR log_of_normal(VECTOR u, VECTOR correction)
     return k * LN2_HIGH - ((half_square - (s * (half_square + tail) + (k * LN2_LOW + correction))) - f);
 }
 
+/* log(x) for 0 <= x < inf: -inf at 0, and subnormal numbers are scaled into the normal ones. */
+INLINE VECTOR log_of_fraction(VECTOR x)
+{
+    const MASK is_small = less(x, broadcast(SMALLEST_NORMAL));
+    const VECTOR u = choose(is_small, x * (REAL)((INTEGER)1 << MANTISSA_BITS), x);
+    const VECTOR log_u = log_of_normal(u, broadcast(0));
+    const VECTOR shifted = log_u - (REAL)(MANTISSA_BITS * 0.69314718055994530942);
+    const VECTOR of_positive = choose(is_small, shifted, log_u);
+    return choose(less(broadcast(0), x), of_positive, choose(equal(x, x), broadcast((REAL)-INFINITY), x));
+}
+
 /* log(1 + x) for x >= 0, finite, with u = 1 + x rounded and its inverse, which the callers have anyway. */
 INLINE VECTOR log1p_nonnegative(VECTOR x, VECTOR u, VECTOR inverse)
 {

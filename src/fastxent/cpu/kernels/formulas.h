@@ -21,7 +21,7 @@
 #ifndef FASTXENT_FORMULAS_H
 #define FASTXENT_FORMULAS_H
 
-#include "elementary.h"
+#include "focus.h"
 #include "transpose.h"
 
 typedef struct {
@@ -44,6 +44,12 @@ INLINE PAIR add(PAIR sum, VECTOR term)
 
 /* high + low; an infinite sum has a NaN for its error. */
 INLINE VECTOR total(PAIR pair) { return choose(equal(pair.low, pair.low), pair.high + pair.low, pair.high); }
+
+INLINE PAIR one_of(VECTOR x)
+{
+    PAIR pair = {x, broadcast(0)};
+    return pair;
+}
 
 INLINE PAIR zero_pair(void)
 {
@@ -79,7 +85,7 @@ INLINE VECTOR shift(VECTOR z, VECTOR m) { return choose(equal(z, m), broadcast(0
             eight = (a + b) + (c + d);                                                               \
             if (count >= 16) sum = add(sum, eight);                                                  \
         }                                                                                            \
-        for (; i < count; i++) rest += term(values + i * LANES);                                     \
+        _Pragma("GCC unroll 4") for (; i < count; i++) rest += term(values + i * LANES);             \
         return count >= 16 ? total(add(sum, rest)) : eight + rest;                                   \
     }
 INLINE VECTOR below_one(const REAL *v)
@@ -161,6 +167,51 @@ INLINE VECTOR mass_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, PAIR mass, V
 INLINE VECTOR hessian(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
 {
     return (e * scaled_inverse) * (complement(row, e) * row->inverse);
+}
+
+/* ---- focal loss ----
+ *
+ * Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017. With u_c the target mass, L_c = LSE - z_c, q = 1 - p:
+ *   value     sum u_c q_c^gamma L_c
+ *   a_c       = u_c q_c^gamma (gamma p_c L_c / q_c + 1)                            A = sum a_c
+ *   gradient  p_k A - a_k                                                          (cross-entropy's, with a for u)
+ *   b_c       = u_c gamma p_c q_c^(gamma - 1) (L_c / q_c (1 - gamma p_c) - 2)      B = sum b_c, b_c = p_c d(a_c)/d(p_c)
+ *   Hessian   p_k q_k (A - a_k) - p_k^2 (B - b_k) + q_k (p_k a_k - q_k b_k)
+ * L / q goes to 1 for a certain class; nothing but that quotient is ever divided by q where q may be 0.
+ */
+typedef struct {
+    VECTOR modulation;       /* q^gamma */
+    VECTOR mass, curvature;  /* a / u and b / u */
+    VECTOR minus_log_p;
+} FOCAL;
+
+INLINE FOCAL focal_of(const SOFTMAX *row, VECTOR e, VECTOR minus_log_p, FOCUS focus)
+{
+    const VECTOR zero = broadcast(0), one = broadcast(1), gamma = broadcast(focus.gamma);
+    const VECTOR p = e * row->inverse, q = complement(row, e) * row->inverse;
+    const VECTOR ratio = choose(equal(q, zero), one, minus_log_p / q);
+    const VECTOR p_ratio = choose(equal(p, zero), zero, p * ratio);
+    FOCAL focal;
+    focal.modulation = modulation_of(q, focus);
+    focal.mass = focal.modulation * (gamma * p_ratio + one);
+    focal.curvature = focal.modulation / maximum(q, broadcast(SMALLEST_NORMAL)) * (gamma * (p_ratio * (one - gamma * p) - (p + p)));
+    focal.minus_log_p = minus_log_p;
+    return focal;
+}
+
+/* u x, with 0 * inf = 0. */
+INLINE VECTOR without_zero(VECTOR u, VECTOR x) { return choose(equal(u, broadcast(0)), broadcast(0), u * x); }
+
+INLINE VECTOR focal_value(VECTOR u, const FOCAL *focal)
+{
+    return without_zero(u, focal->modulation * focal->minus_log_p);
+}
+
+INLINE VECTOR focal_hessian(const SOFTMAX *row, VECTOR e, VECTOR a, VECTOR b, PAIR total_a, PAIR total_b)
+{
+    const VECTOR p = e * row->inverse, q = complement(row, e) * row->inverse;
+    const VECTOR other_a = (total_a.high - a) + total_a.low, other_b = (total_b.high - b) + total_b.low;
+    return p * (q * other_a - p * other_b) + q * (p * a - q * b);
 }
 
 #endif

@@ -5,13 +5,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum fx_task { FX_CROSS_ENTROPY, FX_SOFTMAX, FX_LOG_SOFTMAX, FX_LOGSUMEXP };
+enum fx_task {
+    FX_CROSS_ENTROPY, FX_FOCAL, FX_SOFTMAX, FX_LOG_SOFTMAX, FX_LOGSUMEXP, /* along the class axis */
+    FX_BINARY_CROSS_ENTROPY, FX_BINARY_FOCAL, FX_SIGMOID, FX_LOG_SIGMOID  /* element by element */
+};
 enum fx_inputs { FX_LOGITS, FX_LOG_PROBS, FX_PROBS };
 enum fx_type {
-    FX_INT8, FX_INT16, FX_INT32, FX_INT64, FX_UINT8, FX_UINT16, FX_UINT32, FX_UINT64, /* class indices */
-    FX_FLOAT32, FX_FLOAT64                                                            /* probabilities */
+    FX_INT8, FX_INT16, FX_INT32, FX_INT64, FX_UINT8, FX_UINT16, FX_UINT32, FX_UINT64,
+    FX_FLOAT16, FX_BFLOAT16, FX_FLOAT32, FX_FLOAT64 /* from here on floating */
 };
-enum fx_regime { FX_TILE, FX_ROWS, FX_LONG_ROWS, FX_PLAIN_ROWS };
+enum fx_regime { FX_TILE, FX_ROWS, FX_LONG_ROWS, FX_PLAIN_ROWS, FX_ELEMENTS };
 enum fx_flaw { FX_BAD_TARGET = 1, FX_BAD_WEIGHT = 2 };
 
 /* An array seen as [outer][inner][class]; strides in elements. `inner` is the axis along which a block of rows runs. */
@@ -20,20 +23,24 @@ typedef struct {
     ptrdiff_t outer, inner, klass;
 } fx_array;
 
-/* One call, the same for all blocks. The engine fills the first part, plan() the second. */
+/* One call, the same for all blocks. The engine fills the first part, plan() the second. Where data may be NULL, that
+ * means not given, or not wanted. For the elementwise tasks `class` is but the axis of the smallest stride, and target,
+ * sample_weight and loss have it too. */
 typedef struct {
     int64_t n_outer, n_inner, n_classes;
-    fx_array logits;           /* REAL */
+    fx_array logits;           /* fx_type real_type, as are loss, grad and hess */
     fx_array target;           /* fx_type target_type; klass unused for class indices */
-    fx_array sample_weight;    /* fx_type sample_weight_type (floating); data NULL: 1 */
-    fx_array loss;             /* REAL, data NULL: not wanted; for FX_LOGSUMEXP the result */
-    fx_array grad, hess;       /* REAL, data NULL: not wanted; for the softmax tasks grad is the result */
+    fx_array sample_weight;    /* fx_type sample_weight_type (floating); NULL: 1 */
+    fx_array pos_weight;       /* REAL; NULL: 1 */
+    fx_array loss;             /* may be NULL; for FX_LOGSUMEXP the result */
+    fx_array grad, hess;       /* may be NULL; for the activations grad is the result */
     const void *class_weight;  /* REAL[n_classes], NULL: 1 */
     double label_smoothing;
     double divisor;            /* of gradient and Hessian: 1, or that of the mean */
+    double gamma, alpha;       /* of the focal losses; alpha negative: none */
     int64_t ignore_index;
     int has_ignore_index;
-    int task, inputs, target_type, sample_weight_type;
+    int task, inputs, real_type, target_type, sample_weight_type;
 
     int regime, stream;
     int64_t rows_per_block, n_blocks_per_outer, n_blocks;
@@ -41,6 +48,13 @@ typedef struct {
 } fx_job;
 
 #define FX_ALIGNMENT 64
+
+/* n numbers of a type, `stride` elements apart, from element `offset` of data on. The first takes integers, the others
+ * integers, float32 and float64. An unsigned 64-bit label beyond int64 becomes the largest of these, which is no class and
+ * no ignore_index. numbers.c is compiled once, not per level. */
+void fx_read_labels(const void *data, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, int64_t *out);
+void fx_read_floats(const void *data, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, float *out);
+void fx_read_doubles(const void *data, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, double *out);
 
 /* One dtype at one level. Functions of a block may run concurrently for different blocks, each with its own scratch. */
 typedef struct {
@@ -51,7 +65,7 @@ typedef struct {
     double (*survey)(const fx_job *job, int64_t block, int *flaws);
     /* Writes the block's loss, gradient and Hessian; returns the sum of its losses. */
     double (*compute)(const fx_job *job, int64_t block, void *scratch);
-    /* For tests: exp_nonpositive and log1p_nonnegative of n values. */
+    /* For tests: exp_nonpositive, log1p_nonnegative and log_of_fraction of n values. */
     void (*elementary)(int which, const void *x, void *y, int64_t n);
 } fx_table;
 

@@ -16,15 +16,13 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
     const fx_job *job = block->job;
     const int probs = job->inputs == FX_PROBS;
     const REAL masked = probs ? 0 : (REAL)-INFINITY;
-    const ptrdiff_t stride = job->logits.klass;
-    const REAL *x_row = row_of(block, &job->logits, row);
-    const REAL uniform = uniform_mass(job, x_row, stride, masked);
+    const REAL uniform = uniform_mass_of_row(block, row, masked, scratch->z);
     SCALAR_PAIR value = {0, 0};
     double mass = 0;
     int has_nan = 0;
     for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
-        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
-        const REAL *x = chunk_of(x_row, stride, first, n, scratch->z);
+        const int64_t n = chunk_length(job, first);
+        const REAL *x = chunk_of(block, row, first, n, scratch->z);
         row_mass(block, row, x, first, n, uniform, masked, scratch->mass);
         for (int64_t i = 0; i < n; i++) {
             const double u = (double)scratch->mass[i];
@@ -39,12 +37,11 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
     if (!job->grad.data) return;
 
     const double scale = has_nan ? NAN : (double)block->scale[row]; /* in double: u / x may overflow where scale u / x does not */
-    REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
     for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
-        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
-        const REAL *x = chunk_of(x_row, stride, first, n, scratch->z);
-        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream);
-        REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
+        const int64_t n = chunk_length(job, first);
+        const REAL *x = chunk_of(block, row, first, n, scratch->z);
+        REAL *grad = chunk_output(block, &block->grad, row, first, scratch->grad, job->stream);
+        REAL *hess = chunk_output(block, &block->hess, row, first, scratch->hess, job->stream);
         row_mass(block, row, x, first, n, uniform, masked, scratch->mass);
         for (int64_t i = 0; i < n; i++) {
             const double mass_i = scale * (double)scratch->mass[i], p = fabs((double)x[i]); /* -0.0 is 0 */
@@ -52,8 +49,8 @@ static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row
             grad[i] = counts ? (REAL)(probs ? -mass_i / p : -mass_i) : 0;
             if (hess) hess[i] = !counts ? 0 : probs ? (REAL)(mass_i / p / p) : has_nan ? (REAL)NAN : 0;
         }
-        put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
-        put_chunk(&job->hess, hess_row, first, n, hess, job->stream);
+        put_chunk(block, &block->grad, row, first, n, grad);
+        put_chunk(block, &block->hess, row, first, n, hess);
     }
 }
 

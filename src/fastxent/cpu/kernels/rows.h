@@ -111,7 +111,7 @@ INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
 /* ---- rows ---- */
 
 typedef struct {
-    REAL *e, *mass, *terms;       /* [rows_per_group][padded], [padded] */
+    REAL *e, *mass, *curvature, *terms; /* [rows_per_group][padded], but terms [padded] */
     REAL *grad_stage, *hess_stage; /* packed, for streaming */
     int64_t padded;
     int rows_per_group;
@@ -132,10 +132,11 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
     REAL *next = scratch;
     rows->e = next, next += group;
-    rows->mass = rows->terms = rows->grad_stage = rows->hess_stage = NULL;
+    rows->mass = rows->curvature = rows->terms = rows->grad_stage = rows->hess_stage = NULL;
     if (is_soft(job)) {
         rows->mass = next, next += group;
         rows->terms = next, next += round_up(rows->padded, line);
+        if (job->task == FX_FOCAL) rows->curvature = next, next += group;
     }
     if (job->stream) {
         rows->grad_stage = next, next += group + line;
@@ -155,9 +156,8 @@ static void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t fir
         const int64_t at = block->label[row] - first;
         if (at >= 0 && at < n) mass[at] = 1;
     } else
-        read_reals(&job->target, job->target_type,
-                   block->outer * job->target.outer + (block->first + row) * job->target.inner + first * job->target.klass,
-                   job->target.klass, n, mass);
+        read_reals(&block->target, job->target_type, row * block->target.inner + first * block->target.klass,
+                   block->target.klass, n, mass);
     const REAL *weight = job->class_weight && is_soft(job) ? (const REAL *)job->class_weight + first : NULL;
     for (int64_t i = 0; i < n; i += LANES) {
         VECTOR w = weight ? load_up_to(weight + i, n - i, 0) : broadcast(1);
@@ -168,12 +168,15 @@ static void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t fir
 }
 
 /* eps / K', the smoothing mass of each of the K' classes that are not masked. */
-INLINE REAL uniform_mass(const fx_job *job, const REAL *z, ptrdiff_t stride, REAL masked)
+INLINE REAL uniform_mass(const fx_job *job, int64_t unmasked)
+{
+    return job->label_smoothing > 0 ? (REAL)(job->label_smoothing / (double)unmasked) : 0;
+}
+INLINE int64_t count_unmasked(const REAL *z, int64_t n, REAL masked)
 {
     int64_t unmasked = 0;
-    if (!(job->label_smoothing > 0)) return 0;
-    for (int64_t c = 0; c < job->n_classes; c++) unmasked += z[c * stride] != masked;
-    return (REAL)(job->label_smoothing / (double)unmasked);
+    for (int64_t c = 0; c < n; c++) unmasked += z[c] != masked;
+    return unmasked;
 }
 
 /* The sum of u (m - z). */
@@ -186,25 +189,59 @@ static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n,
     return total_of_lanes(compensated_sum_of(terms, count));
 }
 
-/* Gradient and Hessian of one row of a class index, whose exponentials are factor times e; the caller then sets the
- * target's own gradient. */
-INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
-                          REAL factor, int stream)
+/* From the target masses u of a focal loss to its a and b (formulas.h), whole vectors; z and e as far as there are
+ * classes. Returns what is added to the value. */
+static double focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass,
+                           REAL *curvature, REAL *terms)
 {
-    scale_out(grad, e, broadcast(scaled_inverse * factor), n, stream);
-    if (hess)
-        for (int64_t i = 0; i < n; i += LANES)
-            store_up_to(hess + i, hessian(row, load(e + i) * factor, broadcast(scaled_inverse)), n - i);
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += LANES, count++) {
+        const VECTOR u = load(mass + i), z_i = load_up_to(z + i, n - i, (REAL)-INFINITY);
+        const FOCAL focal = focal_of(row, load(e + i), row->log_sum - shift(z_i, row->max), focus);
+        store(terms + i, focal_value(u, &focal));
+        store(mass + i, without_zero(u, focal.mass));
+        store(curvature + i, without_zero(u, focal.curvature));
+    }
+    return total_of_lanes(compensated_sum_of(terms, count));
 }
 
-INLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, int64_t n, const SOFTMAX *row, PAIR total_mass,
-                         REAL scaled_inverse)
+NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse, REAL factor,
+                                const FOCAL *focal, REAL scale)
 {
-    const VECTOR factor = broadcast(scaled_inverse), mass_factor = factor * total(total_mass);
+    const VECTOR zero = broadcast(0);
     for (int64_t i = 0; i < n; i += LANES) {
-        VECTOR e_i = load(e + i);
-        store_up_to(grad + i, mass_gradient(row, e_i, load(mass + i), total_mass, factor), n - i);
-        if (hess) store_up_to(hess + i, hessian(row, e_i, mass_factor), n - i);
+        const VECTOR e_i = load(e + i) * factor;
+        store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass), one_of(focal->curvature))
+                                    : hessian(row, e_i, broadcast(scaled_inverse)), n - i);
+    }
+}
+
+/* Gradient and Hessian of one row of a class index, whose exponentials are factor times e; the caller then sets those of
+ * the target itself. `scale` includes the weights, and for the focal loss, where `focal` is given, not its mass. */
+INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
+                          REAL factor, int stream, const FOCAL *focal, REAL scale)
+{
+    scale_out(grad, e, broadcast(scaled_inverse * factor), n, stream);
+    if (hess) put_index_hessian(hess, e, n, row, scaled_inverse, factor, focal, scale);
+}
+
+/* The Hessian of the target itself. */
+INLINE VECTOR focal_hessian_of_target(const SOFTMAX *row, VECTOR e, const FOCAL *focal)
+{
+    return focal_hessian(row, e, focal->mass, focal->curvature, one_of(focal->mass), one_of(focal->curvature));
+}
+
+/* `curvature` is given for the focal loss; its total is total_curvature. */
+NOINLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, const REAL *curvature, int64_t n,
+                         const SOFTMAX *row, PAIR total_mass, PAIR total_curvature, REAL scale)
+{
+    const VECTOR factor = scale * row->inverse, mass_factor = factor * total(total_mass);
+    for (int64_t i = 0; i < n; i += LANES) {
+        VECTOR e_i = load(e + i), a = load(mass + i);
+        store_up_to(grad + i, mass_gradient(row, e_i, a, total_mass, factor), n - i);
+        if (!hess) continue;
+        store_up_to(hess + i, curvature ? scale * focal_hessian(row, e_i, a, load(curvature + i), total_mass, total_curvature)
+                                        : hessian(row, e_i, mass_factor), n - i);
     }
 }
 
@@ -212,17 +249,17 @@ INLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass
 INLINE REAL *group_row(const BLOCK *block, const fx_array *array, REAL *stage, int64_t row, int lane)
 {
     if (!array->data) return NULL;
-    return stage ? stage + lane * block->job->n_classes : row_of(block, array, row + lane);
+    return stage ? stage + lane * block->job->n_classes : row_of(array, row + lane);
 }
 
 INLINE void flush_group(const BLOCK *block, const fx_array *array, const REAL *stage, int64_t row, int rows)
 {
     const int64_t n_classes = block->job->n_classes;
     if (!array->data || !stage) return;
-    if (array->inner == n_classes) copy_out(row_of(block, array, row), stage, rows * n_classes, 1);
+    if (array->inner == n_classes) copy_out(row_of(array, row), stage, rows * n_classes, 1);
     else
         for (int lane = 0; lane < rows; lane++)
-            copy_out(row_of(block, array, row + lane), stage + lane * n_classes, n_classes, 1);
+            copy_out(row_of(array, row + lane), stage + lane * n_classes, n_classes, 1);
 }
 
 static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int rows)
@@ -231,19 +268,22 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
     const int64_t n_classes = job->n_classes, padded = scratch->padded, n_vectors = padded / LANES;
     const int soft = is_soft(job);
     VECTOR parts[LANES];
+    const int focal = job->task == FX_FOCAL;
     REAL max[LANES], high[LANES] = {0}, low[LANES] = {0}, distance[LANES] = {0}, scaled_inverse[LANES];
+    REAL curvature_high[LANES] = {0}, curvature_low[LANES] = {0};
 
-    for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(row_of(block, &job->logits, row + lane), n_classes);
+    for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(row_of(&block->logits, row + lane), n_classes);
     for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(0);
     const VECTOR m = reduce_maximum(parts);
     store(max, m);
 
     for (int lane = 0; lane < rows; lane++) {
-        const REAL *z = row_of(block, &job->logits, row + lane);
+        const REAL *z = row_of(&block->logits, row + lane);
         REAL *e = scratch->e + lane * padded;
-        if (job->task == FX_CROSS_ENTROPY && soft) {
+        if (is_loss(job) && soft) {
             REAL *mass = scratch->mass + lane * padded;
-            const REAL uniform = uniform_mass(job, z, 1, (REAL)-INFINITY);
+            const REAL uniform = job->label_smoothing > 0
+                ? uniform_mass(job, count_unmasked(z, n_classes, (REAL)-INFINITY)) : 0;
             SCALAR_PAIR total_mass = {0, 0};
             row_mass(block, row + lane, z, 0, n_classes, uniform, (REAL)-INFINITY, mass);
             add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
@@ -251,7 +291,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
             if (high[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
         }
-        row_exponentials(e, z, max[lane], n_classes, row_of(block, &job->logits, row + rows + lane));
+        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane));
         parts[lane] = sum_of(e, n_vectors);
     }
     const VECTOR all = reduce_sum(parts);
@@ -267,39 +307,59 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
     }
     const SOFTMAX softmax = softmax_of(m, all, below);
 
-    if (job->task != FX_CROSS_ENTROPY) {
+    if (!is_loss(job)) {
         REAL result[LANES];
         store(result, log_sum_exp(&softmax));
         if (job->task == FX_LOGSUMEXP) {
-            for (int lane = 0; lane < rows; lane++) *row_of(block, &job->loss, row + lane) = result[lane];
+            for (int lane = 0; lane < rows; lane++) put_loss(block, row + lane, result[lane]);
             return;
         }
         for (int lane = 0; lane < rows; lane++) {
             const SOFTMAX one = softmax_of_lane(&softmax, lane);
-            const REAL *z = row_of(block, &job->logits, row + lane), *e = scratch->e + lane * padded;
-            REAL *out = group_row(block, &job->grad, scratch->grad_stage, row, lane);
+            const REAL *z = row_of(&block->logits, row + lane), *e = scratch->e + lane * padded;
+            REAL *out = group_row(block, &block->grad, scratch->grad_stage, row, lane);
             if (job->task == FX_SOFTMAX)
                 for (int64_t i = 0; i < n_classes; i += LANES) store_up_to(out + i, load(e + i) * one.inverse, n_classes - i);
             else
                 for (int64_t i = 0; i < n_classes; i += LANES)
                     store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
         }
-        flush_group(block, &job->grad, scratch->grad_stage, row, rows);
+        flush_group(block, &block->grad, scratch->grad_stage, row, rows);
         return;
     }
 
-    VECTOR value, target_gradient = broadcast(0);
-    const VECTOR factor = load_up_to(block->scale + row, rows, 0) * softmax.inverse;
-    if (soft) {
+    const VECTOR zero = broadcast(0);
+    VECTOR value, target_gradient = zero, target_hessian = zero, scale = load_up_to(block->scale + row, rows, 0);
+    FOCAL modulated;
+    if (soft && focal) {
+        for (int lane = 0; lane < rows; lane++) {
+            const SOFTMAX one = softmax_of_lane(&softmax, lane);
+            REAL *mass = scratch->mass + lane * padded, *curvature = scratch->curvature + lane * padded;
+            SCALAR_PAIR total_mass = {0, 0}, total_curvature = {0, 0};
+            distance[lane] = (REAL)focal_masses(&one, row_of(&block->logits, row + lane), scratch->e + lane * padded, n_classes,
+                                                focus_of(job), mass, curvature, scratch->terms);
+            add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
+            add_lanes(&total_curvature, compensated_sum_of(curvature, n_vectors));
+            split(total_mass, &high[lane], &low[lane]);
+            split(total_curvature, &curvature_high[lane], &curvature_low[lane]);
+        }
+        value = load(distance);
+    } else if (soft) {
         value = (load(high) + load(low)) * softmax.log_sum + load(distance);
     } else {
         REAL z_target[LANES] = {0}, e_target[LANES] = {0};
         for (int lane = 0; lane < rows; lane++) {
-            z_target[lane] = row_of(block, &job->logits, row + lane)[block->label[row + lane]];
+            z_target[lane] = row_of(&block->logits, row + lane)[block->label[row + lane]];
             e_target[lane] = scratch->e[lane * padded + block->label[row + lane]];
         }
         value = index_value(&softmax, load(z_target));
-        target_gradient = index_gradient(&softmax, load(e_target), factor);
+        if (focal) {
+            modulated = focal_of(&softmax, load(e_target), value, focus_of(job));
+            value *= modulated.modulation;
+            target_hessian = scale * focal_hessian_of_target(&softmax, load(e_target), &modulated);
+            scale *= modulated.mass;
+        }
+        target_gradient = index_gradient(&softmax, load(e_target), scale * softmax.inverse);
     }
     put_values(block, value, row);
 #if REAL_BITS == 32
@@ -308,28 +368,35 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
 #endif
     if (!job->grad.data) return;
 
-    REAL target_gradients[LANES];
-    store(scaled_inverse, factor);
+    REAL target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES], curvatures[LANES];
+    store(scaled_inverse, scale * softmax.inverse);
+    store(scales, load_up_to(block->scale + row, rows, 0));
     store(target_gradients, target_gradient);
+    store(target_hessians, target_hessian);
+    if (focal && !soft) store(masses, modulated.mass), store(curvatures, modulated.curvature);
     for (int lane = 0; lane < rows; lane++) {
         const REAL *e = scratch->e + lane * padded;
-        REAL *grad = group_row(block, &job->grad, scratch->grad_stage, row, lane);
-        REAL *hess = group_row(block, &job->hess, scratch->hess_stage, row, lane);
+        REAL *grad = group_row(block, &block->grad, scratch->grad_stage, row, lane);
+        REAL *hess = group_row(block, &block->hess, scratch->hess_stage, row, lane);
         if (soft) {
             const SOFTMAX one = softmax_of_lane(&softmax, lane);
             const PAIR total_mass = {broadcast(high[lane]), broadcast(low[lane])};
-            put_soft_row(grad, hess, e, scratch->mass + lane * padded, n_classes, &one, total_mass, scaled_inverse[lane]);
+            const PAIR total_curvature = {broadcast(curvature_high[lane]), broadcast(curvature_low[lane])};
+            put_soft_row(grad, hess, e, scratch->mass + lane * padded, focal ? scratch->curvature + lane * padded : NULL, n_classes,
+                         &one, total_mass, total_curvature, scales[lane]);
         } else {
-            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane], 1, 0);
+            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane], 1, 0, NULL, 0);
             else {
                 const SOFTMAX one = softmax_of_lane(&softmax, lane);
-                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane], 1, 0);
+                const FOCAL one_focal = {zero, broadcast(focal ? masses[lane] : 0), broadcast(focal ? curvatures[lane] : 0), zero};
+                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane], 1, 0, focal ? &one_focal : NULL, scales[lane]);
+                if (focal) hess[block->label[row + lane]] = target_hessians[lane];
             }
             grad[block->label[row + lane]] = target_gradients[lane];
         }
     }
-    flush_group(block, &job->grad, scratch->grad_stage, row, rows);
-    flush_group(block, &job->hess, scratch->hess_stage, row, rows);
+    flush_group(block, &block->grad, scratch->grad_stage, row, rows);
+    flush_group(block, &block->hess, scratch->hess_stage, row, rows);
 }
 
 static void compute_rows(BLOCK *block, REAL *memory)
@@ -345,7 +412,7 @@ static void compute_rows(BLOCK *block, REAL *memory)
 /* ---- long rows ---- */
 
 typedef struct {
-    REAL *z, *e, *mass, *terms, *grad, *hess;      /* [CHUNK] */
+    REAL *z, *e, *mass, *curvature, *terms, *grad, *hess; /* [CHUNK] */
     REAL *kept;                                    /* [n_classes], NULL: computed again */
     REAL *max, *factor;                            /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
     double *all, *below, *mass_of_chunk;           /* [n_chunks], relative to the maximum of the chunk */
@@ -356,7 +423,7 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
 {
     const int64_t line = 64 / (int64_t)sizeof(REAL);
     row->n_chunks = (job->n_classes + CHUNK - 1) / CHUNK;
-    REAL **chunks[] = {&row->z, &row->e, &row->mass, &row->terms, &row->grad, &row->hess};
+    REAL **chunks[] = {&row->z, &row->e, &row->mass, &row->curvature, &row->terms, &row->grad, &row->hess};
     REAL **reals[] = {&row->max, &row->factor};
     double **doubles[] = {&row->all, &row->below, &row->mass_of_chunk};
     const int64_t widths = (int64_t)(sizeof(double) / sizeof(REAL));
@@ -365,29 +432,47 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
     for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
     row->kept = NULL;
-    if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES) row->kept = next, next += round_up(job->n_classes, CHUNK);
+    if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
+        row->kept = next, next += round_up(job->n_classes, CHUNK);
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 
-/* A chunk of the row where it lies, or gathered into `buffer` if its classes are apart. */
-INLINE const REAL *chunk_of(const REAL *row, ptrdiff_t stride, int64_t first, int64_t n, REAL *buffer)
+/* Classes first .. first + n - 1 of a row where they lie, or gathered into `buffer` if they are apart, or halves. */
+INLINE const REAL *chunk_of(const BLOCK *block, int64_t row, int64_t first, int64_t n, REAL *buffer)
 {
-    if (stride == 1) return row + first;
-    for (int64_t i = 0; i < n; i++) buffer[i] = row[(first + i) * stride];
+    const fx_array *array = &block->logits;
+    if (!is_half(block->type) && array->klass == 1) return row_of(array, row) + first;
+    read_reals(array, block->type, row * array->inner + first * array->klass, array->klass, n, buffer);
     return buffer;
 }
 
 /* Where a chunk of an output is computed, and its way home from there. */
-INLINE REAL *chunk_output(const fx_array *array, REAL *row, int64_t first, REAL *buffer, int stream)
+INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer, int stream)
 {
-    return !array->data ? NULL : array->klass == 1 && !stream ? row + first : buffer;
+    if (!array->data) return NULL;
+    return array->klass == 1 && !stream && !is_half(block->type) ? row_of(array, row) + first : buffer;
 }
-INLINE void put_chunk(const fx_array *array, REAL *row, int64_t first, int64_t n, const REAL *chunk, int stream)
+INLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
 {
-    if (!array->data || chunk == row + first) return;
-    if (array->klass == 1) copy_out(row + first, chunk, n, stream);
-    else
-        for (int64_t i = 0; i < n; i++) row[(first + i) * array->klass] = chunk[i];
+    if (!array->data) return;
+    REAL *out = row_of(array, row) + first;
+    if (array->klass != 1 || is_half(block->type))
+        write_reals(array, block->type, row * array->inner + first * array->klass, array->klass, n, chunk);
+    else if (chunk != out) copy_out(out, chunk, n, block->job->stream);
+}
+
+INLINE int64_t chunk_length(const fx_job *job, int64_t first) { return at_most(job->n_classes - first, CHUNK); }
+
+/* eps / K' of a whole row. */
+static REAL uniform_mass_of_row(const BLOCK *block, int64_t row, REAL masked, REAL *buffer)
+{
+    int64_t unmasked = 0;
+    if (!(block->job->label_smoothing > 0)) return 0;
+    for (int64_t first = 0; first < block->job->n_classes; first += CHUNK) {
+        const int64_t n = chunk_length(block->job, first);
+        unmasked += count_unmasked(chunk_of(block, row, first, n, buffer), n, masked);
+    }
+    return uniform_mass(block->job, unmasked);
 }
 
 INLINE REAL first_lane(VECTOR v)
@@ -409,12 +494,10 @@ INLINE REAL largest_lane(VECTOR v)
 /* The sum of u (max - z) in double, where a distance overflows float32. */
 static double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_t row, REAL uniform, REAL max)
 {
-    const fx_job *job = block->job;
-    const REAL *logits = row_of(block, &job->logits, row);
     double distance = 0;
-    for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
-        const int64_t n = job->n_classes - first < CHUNK ? job->n_classes - first : CHUNK;
-        const REAL *z = chunk_of(logits, job->logits.klass, first, n, scratch->z);
+    for (int64_t first = 0; first < block->job->n_classes; first += CHUNK) {
+        const int64_t n = chunk_length(block->job, first);
+        const REAL *z = chunk_of(block, row, first, n, scratch->z);
         row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
         for (int64_t i = 0; i < n; i++)
             if (scratch->mass[i] != 0 && z[i] != max) distance += (double)scratch->mass[i] * ((double)max - (double)z[i]);
@@ -423,20 +506,27 @@ static double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int6
 }
 #endif
 
+/* The exponentials of a chunk relative to the maximum of the row: kept ones are rescaled, others computed again. */
+INLINE REAL *long_row_exponentials(const LONG_ROW *scratch, int64_t j, const REAL *z, REAL max, int64_t n)
+{
+    REAL *e = scratch->e;
+    if (!scratch->kept) row_exponentials(e, z, max, n, z);
+    else if (scratch->factor[j] == 1) e = scratch->kept + j * CHUNK;
+    else scale_out(e, scratch->kept + j * CHUNK, broadcast(scratch->factor[j]), round_up(n, LANES), 0);
+    return e;
+}
+
 static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
 {
     const fx_job *job = block->job;
-    const int64_t n_classes = job->n_classes;
-    const int loss = job->task == FX_CROSS_ENTROPY, soft = loss && is_soft(job);
-    const ptrdiff_t stride = job->logits.klass;
-    const REAL *logits = row_of(block, &job->logits, row);
-    const REAL uniform = soft ? uniform_mass(job, logits, stride, (REAL)-INFINITY) : 0;
-    SCALAR_PAIR mass_sum = {0, 0}, distance = {0, 0}, all = {0, 0}, below = {0, 0};
+    const int loss = is_loss(job), soft = loss && is_soft(job), focal = job->task == FX_FOCAL;
+    const REAL uniform = soft ? uniform_mass_of_row(block, row, (REAL)-INFINITY, scratch->z) : 0;
+    SCALAR_PAIR mass_sum = {0, 0}, curvature_sum = {0, 0}, distance = {0, 0}, all = {0, 0}, below = {0, 0};
 
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
-        const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
+        const int64_t first = j * CHUNK, n = chunk_length(job, first);
         const int64_t n_vectors = (n + LANES - 1) / LANES;
-        const REAL *z = chunk_of(logits, stride, first, n, scratch->z);
+        const REAL *z = chunk_of(block, row, first, n, scratch->z);
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
         row_exponentials(e, z, max, n, z + CHUNK);
@@ -444,8 +534,8 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
         scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
         if (soft) { /* relative to the maximum of this chunk; moved to that of the row below */
-            const PAIR chunk_mass = (row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass),
-                                     compensated_sum_of(scratch->mass, n_vectors));
+            row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+            const PAIR chunk_mass = compensated_sum_of(scratch->mass, n_vectors);
             add_lanes(&mass_sum, chunk_mass);
             add_scalar(&distance, row_distance(scratch->mass, z, max, n, scratch->terms));
             scratch->mass_of_chunk[j] = total_of_lanes(chunk_mass);
@@ -467,57 +557,84 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
     const double log_sum = (double)first_lane(softmax.log_sum);
 
     if (job->task == FX_LOGSUMEXP) {
-        *row_of(block, &job->loss, row) = first_lane(log_sum_exp(&softmax));
+        put_loss(block, row, first_lane(log_sum_exp(&softmax)));
         return;
     }
     const int64_t label = loss ? block->label[row] : 0;
-    REAL scaled_inverse = first_lane(softmax.inverse), target_gradient = 0, high, low;
-    if (loss) scaled_inverse *= block->scale[row];
-    split(mass_sum, &high, &low);
+    const REAL scale = loss ? block->scale[row] : 1;
+    REAL scaled_inverse = scale * first_lane(softmax.inverse), target_gradient = 0, target_hessian = 0, high, low;
+    FOCAL modulated;
     if (soft) {
 #if REAL_BITS == 32
         if (UNLIKELY(isinf(distance.high))) distance.high = widened_distance(block, scratch, row, uniform, max);
 #endif
         block->value[row] = total_scalar(mass_sum) * log_sum + total_scalar(distance);
+        split(mass_sum, &high, &low);
         if (high == 0 && !counts_without_mass(job)) block->weight[row] = 0;
+        if (focal) {
+            SCALAR_PAIR value = {0, 0};
+            mass_sum = value;
+            for (int64_t j = 0; j < scratch->n_chunks; j++) {
+                const int64_t first = j * CHUNK, n = chunk_length(job, first), n_vectors = (n + LANES - 1) / LANES;
+                const REAL *z = chunk_of(block, row, first, n, scratch->z);
+                row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+                add_scalar(&value, focal_masses(&softmax, z, long_row_exponentials(scratch, j, z, max, n), n, focus_of(job),
+                                                scratch->mass, scratch->curvature, scratch->terms));
+                add_lanes(&mass_sum, compensated_sum_of(scratch->mass, n_vectors));
+                add_lanes(&curvature_sum, compensated_sum_of(scratch->curvature, n_vectors));
+            }
+            /* Where only a distance overflows, q^gamma is 1 and the cross-entropy of above is the focal loss. */
+            if (!isinf(value.high)) block->value[row] = total_scalar(value);
+        }
     } else if (loss) {
-        const REAL z = logits[label * stride];
-        block->value[row] = log_sum + (z == max ? 0 : (double)max - (double)z);
-        target_gradient = first_lane(index_gradient(&softmax, exponential_any(broadcast(z), broadcast(max)),
-                                                    broadcast(scaled_inverse)));
+        REAL z;
+        read_reals(&block->logits, block->type, row * block->logits.inner + label * block->logits.klass, 1, 1, &z);
+        const VECTOR e_target = exponential_any(broadcast(z), broadcast(max));
+        double value = log_sum + (z == max ? 0 : (double)max - (double)z);
+        if (focal) {
+            modulated = focal_of(&softmax, e_target, broadcast((REAL)value), focus_of(job));
+            value *= (double)first_lane(modulated.modulation);
+            target_hessian = scale * first_lane(focal_hessian_of_target(&softmax, e_target, &modulated));
+            scaled_inverse *= first_lane(modulated.mass);
+        }
+        block->value[row] = value;
+        target_gradient = first_lane(index_gradient(&softmax, e_target, broadcast(scaled_inverse)));
     }
     if (!job->grad.data) return;
 
-    REAL *grad_row = row_of(block, &job->grad, row), *hess_row = job->hess.data ? row_of(block, &job->hess, row) : NULL;
+    split(mass_sum, &high, &low);
     const PAIR total_mass = {broadcast(high), broadcast(low)};
+    split(curvature_sum, &high, &low);
+    const PAIR total_curvature = {broadcast(high), broadcast(low)};
     /* Gradients of class indices need one multiplication from the exponentials to their place: streamed without a stop. */
-    const int direct = !soft && job->task != FX_LOG_SOFTMAX && job->grad.klass == 1;
+    const int direct = !soft && job->task != FX_LOG_SOFTMAX && block->grad.klass == 1 && !is_half(block->type);
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
-        const int64_t first = j * CHUNK, n = n_classes - first < CHUNK ? n_classes - first : CHUNK;
-        REAL *grad = chunk_output(&job->grad, grad_row, first, scratch->grad, job->stream && !direct);
-        REAL *hess = chunk_output(&job->hess, hess_row, first, scratch->hess, job->stream);
+        const int64_t first = j * CHUNK, n = chunk_length(job, first);
+        REAL *grad = chunk_output(block, &block->grad, row, first, scratch->grad, job->stream && !direct);
+        REAL *hess = chunk_output(block, &block->hess, row, first, scratch->hess, job->stream);
         const int needs_z = soft || job->task == FX_LOG_SOFTMAX || !scratch->kept;
-        const REAL *z = needs_z ? chunk_of(logits, stride, first, n, scratch->z) : NULL;
+        const REAL *z = needs_z ? chunk_of(block, row, first, n, scratch->z) : NULL;
         if (job->task == FX_LOG_SOFTMAX)
             for (int64_t i = 0; i < n; i += LANES)
                 store_up_to(grad + i, shift(load_up_to(z + i, n - i, 0), softmax.max) - softmax.log_sum, n - i);
-        else {
-            REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
-            const REAL factor = scratch->kept ? scratch->factor[j] : 1;
-            if (!scratch->kept) row_exponentials(e, z, max, n, z + CHUNK);
-            if (!soft) put_index_row(grad, hess, e, n, &softmax, scaled_inverse, factor, job->stream && direct);
-            else {
-                row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
-                if (factor != 1) scale_out(e, e, broadcast(factor), n, 0);
-                put_soft_row(grad, hess, e, scratch->mass, n, &softmax, total_mass, scaled_inverse);
+        else if (soft) {
+            const REAL *e = long_row_exponentials(scratch, j, z, max, n);
+            row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
+            if (focal) focal_masses(&softmax, z, e, n, focus_of(job), scratch->mass, scratch->curvature, scratch->terms);
+            put_soft_row(grad, hess, e, scratch->mass, focal ? scratch->curvature : NULL, n, &softmax, total_mass,
+                         total_curvature, scale);
+        } else {
+            const REAL *e = scratch->kept ? scratch->kept + first : long_row_exponentials(scratch, j, z, max, n);
+            put_index_row(grad, hess, e, n, &softmax, scaled_inverse, scratch->kept ? scratch->factor[j] : 1,
+                          job->stream && direct, focal ? &modulated : NULL, scale);
+            if (loss && label >= first && label < first + n) {
+                if (job->stream && direct) stream_fence(); /* an ordinary store after streaming ones */
+                grad[label - first] = target_gradient;
+                if (hess && focal) hess[label - first] = target_hessian;
             }
         }
-        put_chunk(&job->grad, grad_row, first, n, grad, job->stream);
-        put_chunk(&job->hess, hess_row, first, n, hess, job->stream);
-    }
-    if (loss && !soft) {
-        if (job->stream) stream_fence(); /* an ordinary store after streaming ones */
-        grad_row[label * job->grad.klass] = target_gradient;
+        put_chunk(block, &block->grad, row, first, n, grad);
+        put_chunk(block, &block->hess, row, first, n, hess);
     }
 }
 

@@ -3,6 +3,7 @@
  * once per level. Everything is static except the table, and is built without link-time optimization, so that no code
  * of one level can end up in another.
  */
+#include "elements.h"
 #include "plain_rows.h"
 
 /* Thresholds, measured on an AVX-512 machine (benchmarks/NOTES.md). */
@@ -10,6 +11,7 @@ enum {
     FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
+    COPY_BLOCK_ELEMENTS = 8192,          /* the same where the block is copied first */
     TILE_BLOCK_ELEMENTS = 4096           /* of tiles, whose gradients are staged in the first-level cache */
 };
 
@@ -29,10 +31,50 @@ static int rows_are_neighbours(const fx_job *job)
 static int regime_of(const fx_job *job)
 {
     const int64_t tile_bytes = job->n_classes * LANES * (int64_t)sizeof(REAL);
+    if (is_elementwise(job)) return FX_ELEMENTS;
     if (job->inputs != FX_LOGITS) return FX_PLAIN_ROWS;
     if (job->n_classes <= FEW_CLASSES) return FX_TILE;
-    if (classes_are_contiguous(job)) return job->n_classes <= CHUNK ? FX_ROWS : FX_LONG_ROWS;
+    /* Halves may lie as they like, since the kernels see a copy of the block. */
+    if (classes_are_contiguous(job) || (is_half(job->real_type) && job->n_classes <= CHUNK && !rows_are_neighbours(job)))
+        return job->n_classes <= CHUNK ? FX_ROWS : FX_LONG_ROWS;
     return rows_are_neighbours(job) && tile_bytes <= TILE_BYTES ? FX_TILE : FX_LONG_ROWS;
+}
+
+/* ---- half precision: tiles and rows work on a float copy of the block, long and plain rows take theirs in chunks ---- */
+
+static int is_copied(const fx_job *job)
+{
+    return is_half(job->real_type) && (job->regime == FX_TILE || job->regime == FX_ROWS);
+}
+
+/* The strides of the copy of an array. */
+static fx_array copy_strides(const fx_job *job, const fx_array *array)
+{
+    const int by_class = job->regime == FX_TILE && rows_are_neighbours(job);
+    fx_array copy = {array->data, 0, by_class ? 1 : job->n_classes, by_class ? round_up(job->rows_per_block, LANES) : 1};
+    return copy;
+}
+
+/* Room for logits, which become the gradient, and for the Hessian. */
+static size_t copy_bytes(const fx_job *job)
+{
+    const int64_t reals = round_up((round_up(job->rows_per_block, LANES) + LANES) * job->n_classes, 64 / (int64_t)sizeof(REAL));
+    return is_copied(job) ? (size_t)reals * sizeof(REAL) * (job->hess.data ? 2 : 1) : 0;
+}
+
+/* Between an array of halves and its copy, along the axis that has no gaps in both. */
+static void copy_block(const BLOCK *block, const fx_array *halves, const fx_array *reals, int back)
+{
+    const fx_job *job = block->job;
+    int64_t runs = block->rows, n = job->n_classes;
+    ptrdiff_t run_step = halves->inner, step = halves->klass, real_step = reals->inner;
+    if (reals->klass != 1) runs = job->n_classes, n = block->rows, run_step = halves->klass, step = halves->inner, real_step = reals->klass;
+    if (run_step == n * step && real_step == n) n *= runs, runs = 1;
+    for (int64_t i = 0; i < runs; i++) {
+        REAL *real = (REAL *)reals->data + i * real_step;
+        if (back) write_reals(halves, job->real_type, i * run_step, step, n, real);
+        else read_reals(halves, job->real_type, i * run_step, step, n, real);
+    }
 }
 
 /* A block's own arrays come first in its scratch memory. */
@@ -53,38 +95,68 @@ static void plan(fx_job *job)
     const int64_t output_bytes = job->n_outer * job->n_inner * job->n_classes * (int64_t)sizeof(REAL);
     job->regime = regime_of(job);
     /* In place the lines are in the cache already. */
-    job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes;
+    job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes
+                  && !is_half(job->real_type);
+    if (job->regime == FX_ELEMENTS) {
+        plan_elements(job);
+        return;
+    }
 
-    int64_t rows = (job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : BLOCK_ELEMENTS) / job->n_classes;
+    int64_t rows = (job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS)
+                   / job->n_classes;
     if (rows > MAXIMAL_ROWS_PER_BLOCK) rows = MAXIMAL_ROWS_PER_BLOCK;
     if (job->regime == FX_TILE || rows >= LANES) rows = rows < LANES ? LANES : rows / LANES * LANES;
     job->rows_per_block = rows > 1 ? rows : 1;
     job->n_blocks_per_outer = (job->n_inner + job->rows_per_block - 1) / job->rows_per_block;
     job->n_blocks = job->n_outer * job->n_blocks_per_outer;
 
+    const fx_array grad = is_copied(job) ? copy_strides(job, &job->grad) : job->grad;
+    const fx_array hess = is_copied(job) ? copy_strides(job, &job->hess) : job->hess;
     TILE tile;
     ROWS group;
     LONG_ROW long_row;
-    job->scratch_bytes = row_arrays(job, NULL, NULL)
-        + (job->regime == FX_TILE ? tile_scratch(job, NULL, &tile)
+    job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)
+        + (job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile)
            : job->regime == FX_ROWS ? rows_scratch(job, NULL, &group) : long_row_scratch(job, NULL, &long_row));
     job->scratch_bytes = (size_t)round_up((int64_t)job->scratch_bytes, FX_ALIGNMENT);
 }
 
+static double survey(const fx_job *job, int64_t number, int *flaws)
+{
+    return is_elementwise(job) ? survey_elements(job, number, flaws) : survey_rows(job, number, flaws);
+}
+
 static double compute(const fx_job *job, int64_t number, void *scratch)
 {
+    if (job->regime == FX_ELEMENTS) {
+        const double sum = compute_elements(job, number, (REAL *)scratch);
+        if (job->stream) stream_fence();
+        return sum;
+    }
     BLOCK block = block_of(job, number);
-    REAL *memory = (REAL *)((char *)scratch + row_arrays(job, scratch, &block));
-    const int loss = job->task == FX_CROSS_ENTROPY;
-    if (loss) prepare(&block);
+    const BLOCK halves = block;
+    char *memory = (char *)scratch + row_arrays(job, scratch, &block);
+    if (is_copied(job)) {
+        block.logits = copy_strides(job, &block.logits);
+        block.logits.data = memory;
+        copy_block(&block, &halves.logits, &block.logits, 0);
+        if (block.grad.data) block.grad = block.logits;
+        if (block.hess.data) block.hess = block.logits, block.hess.data = memory + copy_bytes(job) / 2;
+        block.type = REAL_TYPE;
+        memory += copy_bytes(job);
+    }
+    if (is_loss(job)) prepare(&block);
     switch (job->regime) {
-    case FX_TILE: compute_tiles(&block, memory); break;
-    case FX_ROWS: compute_rows(&block, memory); break;
-    case FX_LONG_ROWS: compute_long_rows(&block, memory); break;
-    default: compute_plain_rows(&block, memory);
+    case FX_TILE: compute_tiles(&block, (REAL *)memory); break;
+    case FX_ROWS: compute_rows(&block, (REAL *)memory); break;
+    case FX_LONG_ROWS: compute_long_rows(&block, (REAL *)memory); break;
+    default: compute_plain_rows(&block, (REAL *)memory);
     }
     if (job->stream) stream_fence();
-    return loss ? finish(&block) : 0;
+    const double sum = is_loss(job) ? finish(&block) : 0;
+    if (is_copied(job) && block.grad.data) copy_block(&block, &halves.grad, &block.grad, 1);
+    if (is_copied(job) && block.hess.data) copy_block(&block, &halves.hess, &block.hess, 1);
+    return sum;
 }
 
 static void elementary(int which, const void *x, void *y, int64_t n)
@@ -94,7 +166,7 @@ static void elementary(int which, const void *x, void *y, int64_t n)
     for (int64_t i = 0; i < n; i += LANES) {
         VECTOR v = load_up_to(from + i, n - i, 0);
         const VECTOR u = (REAL)1 + v;
-        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : log1p_nonnegative(v, u, (REAL)1 / u), n - i);
+        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : which == 1 ? log1p_nonnegative(v, u, (REAL)1 / u) : log_of_fraction(v), n - i);
     }
 }
 

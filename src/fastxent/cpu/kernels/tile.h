@@ -87,7 +87,9 @@ NOINLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stri
         if (width == LANES) gather_rows(r, p + c, row_stride, LANES);
         else if (width == LANES / 2) gather_rows(r, p + c, row_stride, LANES >= 4 ? LANES / 2 : LANES);
         else gather_rows(r, p + c, row_stride, LANES >= 8 ? LANES / 4 : LANES);
-        for (int k = 0; k < width && k < left; k++) store(tile + (c + k) * LANES, r[k]);
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++)
+            if (k < width && k < left) store(tile + (c + k) * LANES, r[k]);
     }
 }
 
@@ -99,7 +101,9 @@ NOINLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_str
         const int64_t left = n_classes - c;
         const int width = piece_width(left);
         VECTOR r[LANES];
-        for (int k = 0; k < width; k++) r[k] = load(tile + (c + (k < left ? k : 0)) * LANES);
+#pragma GCC unroll 16
+        for (int k = 0; k < LANES; k++)
+            if (k < width) r[k] = load(tile + (c + (k < left ? k : 0)) * LANES);
         if (width == LANES) scatter_rows(r, p + c, row_stride, LANES);
         else if (width == LANES / 2) scatter_rows(r, p + c, row_stride, LANES >= 4 ? LANES / 2 : LANES);
         else scatter_rows(r, p + c, row_stride, LANES >= 8 ? LANES / 4 : LANES);
@@ -161,13 +165,13 @@ INLINE int is_staged(const fx_job *job, const fx_array *array)
     return array->data && is_packed(array->klass, job->n_classes);
 }
 
-INLINE void put_tile(const BLOCK *block, const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
+INLINE void put_tile(const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
 {
-    REAL *stage = output->direct && rows == LANES ? row_of(block, output->array, row)
+    REAL *stage = output->direct && rows == LANES ? row_of(output->array, row)
                   : output->stage ? output->stage + row * n_classes : NULL;
     if (stage && is_gapless(n_classes, n_classes)) store_gapless(tile, stage, n_classes);
     else if (stage) store_packed(tile, stage, n_classes, n_classes);
-    else store_tile(tile, row_of(block, output->array, row), output->array->inner, output->array->klass, rows, n_classes);
+    else store_tile(tile, row_of(output->array, row), output->array->inner, output->array->klass, rows, n_classes);
 }
 
 static void flush_stage(const BLOCK *block, const TILE_OUTPUT *output)
@@ -176,20 +180,22 @@ static void flush_stage(const BLOCK *block, const TILE_OUTPUT *output)
     if (!output->stage) return;
     const int64_t first = output->direct ? block->rows / LANES * LANES : 0;
     if (output->array->inner == n_classes)
-        copy_out(row_of(block, output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
+        copy_out(row_of(output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
                  block->job->stream);
     else
         for (int64_t row = 0; row < block->rows; row++)
-            copy_out(row_of(block, output->array, row), output->stage + row * n_classes, n_classes, 0);
+            copy_out(row_of(output->array, row), output->stage + row * n_classes, n_classes, 0);
 }
 
 typedef struct {
-    REAL *z, *mass, *hess, *packed; /* z becomes the exponentials, then the gradient */
+    REAL *z, *mass, *hess, *packed;     /* z becomes the exponentials, then the gradient */
+    REAL *distance, *curvature;         /* for soft targets of the focal loss */
     TILE_OUTPUT grad_out, hess_out;
 } TILE;
 
-/* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. */
-static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
+/* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. Of the outputs'
+ * arrays only the strides matter here. */
+static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_array *hess, REAL *scratch, TILE *tile)
 {
     const int64_t one = job->n_classes * LANES;
     const int64_t stage = round_up(job->rows_per_block * job->n_classes + LANES, 64 / (int64_t)sizeof(REAL));
@@ -198,8 +204,13 @@ static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
     tile->mass = next, next += one; /* also the shifted logits of log_softmax */
     tile->hess = next, next += one;
     tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));
+    tile->distance = tile->curvature = NULL;
+    if (job->task == FX_FOCAL && is_soft(job)) {
+        tile->distance = next, next += one;
+        tile->curvature = next, next += one;
+    }
     TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
-    const fx_array *arrays[] = {&job->grad, &job->hess};
+    const fx_array *arrays[] = {grad, hess};
     for (int i = 0; i < COUNT(outputs); i++) {
         outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0;
         if (!is_staged(job, arrays[i])) continue;
@@ -212,6 +223,7 @@ static size_t tile_scratch(const fx_job *job, REAL *scratch, TILE *tile)
 INLINE VECTOR tile_maximum(const REAL *z, int64_t n_classes)
 {
     VECTOR m = broadcast((REAL)-INFINITY);
+#pragma GCC unroll 4
     for (int64_t c = 0; c < n_classes; c++) m = maximum(load(z + c * LANES), m);
     return m;
 }
@@ -221,6 +233,7 @@ INLINE void tile_exponentials(REAL *to, const REAL *z, VECTOR m, int64_t n_class
     if (UNLIKELY(any(not_finite(m))))
         for (int64_t c = 0; c < n_classes; c++) store(to + c * LANES, exponential_any(load(z + c * LANES), m));
     else
+#pragma GCC unroll 4
         for (int64_t c = 0; c < n_classes; c++) store(to + c * LANES, exponential(load(z + c * LANES), m));
 }
 
@@ -237,6 +250,12 @@ INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
     double *to = block->value + row;
 #if REAL_BITS == 64
     store(to, value);
+#elif VECTOR_BYTES == 64
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256(value)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1)));
+#elif VECTOR_BYTES == 32 && defined(__AVX__)
+    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm256_castps256_ps128(value)));
+    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)));
 #elif LANES > 1
     typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
     *(DOUBLES *)to = __builtin_convertvector(LOWER(value), DOUBLES);
@@ -256,8 +275,8 @@ static void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const R
     store(m, max), store(l, log_sum);
     for (int lane = 0; lane < rows; lane++) {
         if (!isinf(block->value[row + lane])) continue;
-        const REAL *z = row_of(block, &block->job->logits, row + lane);
-        const ptrdiff_t stride = block->job->logits.klass;
+        const REAL *z = row_of(&block->logits, row + lane);
+        const ptrdiff_t stride = block->logits.klass;
         if (!mass) block->value[row + lane] = ((double)m[lane] - (double)z[block->label[row + lane] * stride]) + (double)l[lane];
         else {
             double value = 0;
@@ -286,9 +305,9 @@ INLINE INTEGERS labels_of(const int64_t *label)
     return labels;
 }
 
-/* n_classes (for the fewest), want_grad and want_hess are constants at the calls, so that each gets its own loops. */
+/* n_classes (for the fewest), want_grad, want_hess and focal are constants at most calls, so that each gets its own loops. */
 INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
-                       const int want_grad, const int want_hess)
+                       const int want_grad, const int want_hess, const int focal)
 {
     const INTEGERS label = labels_of(block->label + row);
 
@@ -300,6 +319,7 @@ INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int
         for (int64_t c = 0; c < n_classes; c++)
             e_target = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), e_target);
     } else
+#pragma GCC unroll 4
         for (int64_t c = 0; c < n_classes; c++) {
             const MASK is_target = same(label, broadcast_integer((INTEGER)c));
             VECTOR z = load(e + c * LANES), exponential_c = exponential(z, m);
@@ -308,21 +328,35 @@ INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int
             store(e + c * LANES, exponential_c);
         }
     const SOFTMAX softmax = tile_softmax(e, m, n_classes);
-    const VECTOR value = index_value(&softmax, z_target);
+    VECTOR value = index_value(&softmax, z_target), scale = load(block->scale + row);
+    FOCAL modulated;
+    if (focal) {
+        modulated = focal_of(&softmax, e_target, value, focus_of(block->job));
+        value *= modulated.modulation;
+    }
     put_values(block, value, row);
 #if REAL_BITS == 32
     if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, NULL, 0, 0, row, rows);
 #endif
     if (!want_grad) return;
-    const VECTOR scaled_inverse = load(block->scale + row) * softmax.inverse;
+    if (want_hess && focal)
+        for (int64_t c = 0; c < n_classes; c++) {
+            const MASK is_target = same(label, broadcast_integer((INTEGER)c));
+            store(tile->hess + c * LANES,
+                  scale * focal_hessian(&softmax, load(e + c * LANES), keep(is_target, modulated.mass),
+                                        keep(is_target, modulated.curvature), one_of(modulated.mass), one_of(modulated.curvature)));
+        }
+    if (focal) scale *= modulated.mass;
+    const VECTOR scaled_inverse = scale * softmax.inverse;
     const VECTOR target_gradient = index_gradient(&softmax, e_target, scaled_inverse);
+#pragma GCC unroll 4
     for (int64_t c = 0; c < n_classes; c++) {
         VECTOR exponential_c = load(e + c * LANES);
-        if (want_hess) store(tile->hess + c * LANES, hessian(&softmax, exponential_c, scaled_inverse));
+        if (want_hess && !focal) store(tile->hess + c * LANES, hessian(&softmax, exponential_c, scaled_inverse));
         store(e + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient, exponential_c * scaled_inverse));
     }
-    put_tile(block, &tile->grad_out, e, row, rows, n_classes);
-    if (want_hess) put_tile(block, &tile->hess_out, tile->hess, row, rows, n_classes);
+    put_tile(&tile->grad_out, e, row, rows, n_classes);
+    if (want_hess) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
 static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
@@ -330,17 +364,18 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
     const fx_job *job = block->job;
     const int64_t n_classes = job->n_classes;
     REAL *z = tile->z, *mass = tile->mass;
-    const ptrdiff_t target_row = job->target.inner, target_class = job->target.klass;
+    const int focal = job->task == FX_FOCAL;
+    const ptrdiff_t target_row = block->target.inner, target_class = block->target.klass;
 
     if (has_labels(job)) {
         for (int64_t i = 0; i < n_classes * LANES; i++) mass[i] = 0;
         for (int lane = 0; lane < rows; lane++) mass[block->label[row + lane] * LANES + lane] = 1;
-    } else if (job->target_type == (REAL_BITS == 32 ? FX_FLOAT32 : FX_FLOAT64))
-        load_tile(mass, row_of(block, &job->target, row), target_row, target_class, rows, n_classes, followed, tile->packed);
+    } else if (job->target_type == REAL_TYPE)
+        load_tile(mass, row_of(&block->target, row), target_row, target_class, rows, n_classes, followed, tile->packed);
     else
         for (int lane = 0; lane < LANES; lane++) {
-            const ptrdiff_t offset = block->outer * job->target.outer + (block->first + row + lane) * target_row;
-            if (lane < rows) read_reals(&job->target, job->target_type, offset, target_class, n_classes, tile->packed);
+            if (lane < rows)
+                read_reals(&block->target, job->target_type, (row + lane) * target_row, target_class, n_classes, tile->packed);
             for (int64_t c = 0; c < n_classes; c++) mass[c * LANES + lane] = lane < rows ? tile->packed[c] : 0;
         }
 
@@ -361,8 +396,9 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
                                (REAL)-INFINITY);
         store(mass + c * LANES, u);
         store(terms + c * LANES, mass_value(u, z_c, m));
+        if (focal) store(tile->distance + c * LANES, -shift(z_c, m));
     }
-    const PAIR total_mass = compensated_sum_of(mass, n_classes);
+    PAIR total_mass = compensated_sum_of(mass, n_classes);
     const VECTOR distance = total(compensated_sum_of(terms, n_classes));
     REAL mass_of_lane[LANES];
     store(mass_of_lane, total_mass.high);
@@ -371,21 +407,39 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
 
     tile_exponentials(z, z, m, n_classes);
     const SOFTMAX softmax = tile_softmax(z, m, n_classes);
-    const VECTOR value = total(total_mass) * softmax.log_sum + distance;
+    VECTOR value = total(total_mass) * softmax.log_sum + distance;
+    if (focal) {
+        const FOCUS focus = focus_of(job);
+        for (int64_t c = 0; c < n_classes; c++) {
+            const FOCAL one_class = focal_of(&softmax, load(z + c * LANES), softmax.log_sum + load(tile->distance + c * LANES), focus);
+            const VECTOR u = load(mass + c * LANES);
+            store(terms + c * LANES, focal_value(u, &one_class));
+            store(mass + c * LANES, without_zero(u, one_class.mass));
+            store(tile->curvature + c * LANES, without_zero(u, one_class.curvature));
+        }
+        value = total(compensated_sum_of(terms, n_classes));
+        total_mass = compensated_sum_of(mass, n_classes);
+    }
     put_values(block, value, row);
 #if REAL_BITS == 32
     if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, mass, 1, LANES, row, rows);
 #endif
     if (!job->grad.data) return;
-    const VECTOR scaled_inverse = load(block->scale + row) * softmax.inverse;
+    const VECTOR scale = load(block->scale + row), scaled_inverse = scale * softmax.inverse;
     const VECTOR scaled_mass = scaled_inverse * total(total_mass);
+    PAIR total_curvature = zero_pair();
+    if (focal && job->hess.data) total_curvature = compensated_sum_of(tile->curvature, n_classes);
     for (int64_t c = 0; c < n_classes; c++) {
         VECTOR e = load(z + c * LANES);
-        if (job->hess.data) store(tile->hess + c * LANES, hessian(&softmax, e, scaled_mass));
+        if (job->hess.data)
+            store(tile->hess + c * LANES,
+                  focal ? scale * focal_hessian(&softmax, e, load(mass + c * LANES), load(tile->curvature + c * LANES), total_mass,
+                                                total_curvature)
+                        : hessian(&softmax, e, scaled_mass));
         store(z + c * LANES, mass_gradient(&softmax, e, load(mass + c * LANES), total_mass, scaled_inverse));
     }
-    put_tile(block, &tile->grad_out, z, row, rows, n_classes);
-    if (job->hess.data) put_tile(block, &tile->hess_out, tile->hess, row, rows, n_classes);
+    put_tile(&tile->grad_out, z, row, rows, n_classes);
+    if (job->hess.data) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
 static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int rows)
@@ -399,29 +453,36 @@ static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int row
     if (job->task == FX_LOGSUMEXP) {
         REAL lanes[LANES];
         store(lanes, log_sum_exp(&softmax));
-        for (int lane = 0; lane < rows; lane++) *row_of(block, &job->loss, row + lane) = lanes[lane];
+        for (int lane = 0; lane < rows; lane++) put_loss(block, row + lane, lanes[lane]);
         return;
     }
     if (job->task == FX_SOFTMAX)
         for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, load(e + c * LANES) * softmax.inverse);
     else
         for (int64_t c = 0; c < n_classes; c++) store(e + c * LANES, shift(load(z + c * LANES), m) - softmax.log_sum);
-    put_tile(block, &tile->grad_out, e, row, rows, n_classes);
+    put_tile(&tile->grad_out, e, row, rows, n_classes);
 }
+
+/* What is not the everyday case shares one copy of the code. */
+NOINLINE void tile_index_rare(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int rows)
+{
+    const fx_job *job = block->job;
+    tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL, job->task == FX_FOCAL);
+}
+
+#define TILE_INDEX(e, n_classes)                                                                     \
+    do {                                                                                             \
+        if (job->grad.data) tile_index(block, &tile, e, row, rows, n_classes, 1, 0, 0);              \
+        else tile_index(block, &tile, e, row, rows, n_classes, 0, 0, 0);                             \
+    } while (0)
 
 /* The same with the tile in registers. */
 #define SMALL_TILE_INDEX(n_classes)                                                                  \
     do {                                                                                             \
         VECTOR e[n_classes];                                                                         \
-        load_tile((REAL *)e, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, n_classes, \
+        load_tile((REAL *)e, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, n_classes, \
                   followed, tile.packed);                                                            \
         TILE_INDEX((REAL *)e, n_classes);                                                            \
-    } while (0)
-#define TILE_INDEX(e, n_classes)                                                                     \
-    do {                                                                                             \
-        if (!job->grad.data) tile_index(block, &tile, e, row, rows, n_classes, 0, 0);                \
-        else if (!job->hess.data) tile_index(block, &tile, e, row, rows, n_classes, 1, 0);           \
-        else tile_index(block, &tile, e, row, rows, n_classes, 1, 1);                                \
     } while (0)
 
 /* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
@@ -430,32 +491,34 @@ INLINE void prefetch_tile(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     const int64_t elements = job->n_classes * LANES, line = 64 / (int64_t)sizeof(REAL);
-    if (job->n_classes <= 4 || job->logits.klass != 1 || job->logits.inner != job->n_classes) return;
-    const REAL *next = row_of(block, &job->logits, row + LANES);
+    if (job->n_classes <= 4 || block->logits.klass != 1 || block->logits.inner != job->n_classes) return;
+    const REAL *next = row_of(&block->logits, row + LANES);
     for (int64_t i = 0; i < elements; i += line) prefetch(next + i);
-    if (!job->grad.data || job->stream || job->grad.inner != job->n_classes) return;
-    const REAL *grad = row_of(block, &job->grad, row);
+    if (!job->grad.data || job->stream || block->grad.inner != job->n_classes) return;
+    const REAL *grad = row_of(&block->grad, row);
     for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
 }
 
 static void compute_tiles(BLOCK *block, REAL *scratch)
 {
     const fx_job *job = block->job;
+    const int index = job->task == FX_CROSS_ENTROPY && !is_soft(job) && !job->hess.data;
     TILE tile;
-    tile_scratch(job, scratch, &tile);
+    tile_scratch(job, &block->grad, &block->hess, scratch, &tile);
     for (int64_t row = 0; row < block->rows; row += LANES) {
         const int rows = block->rows - row < LANES ? (int)(block->rows - row) : LANES;
         const int followed = row + LANES < block->rows;
         prefetch_tile(block, row);
-        if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 2) SMALL_TILE_INDEX(2);
-        else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 3) SMALL_TILE_INDEX(3);
-        else if (job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes == 4) SMALL_TILE_INDEX(4);
+        if (index && job->n_classes == 2) SMALL_TILE_INDEX(2);
+        else if (index && job->n_classes == 3) SMALL_TILE_INDEX(3);
+        else if (index && job->n_classes == 4) SMALL_TILE_INDEX(4);
         else {
-            load_tile(tile.z, row_of(block, &job->logits, row), job->logits.inner, job->logits.klass, rows, job->n_classes,
+            load_tile(tile.z, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, job->n_classes,
                       followed, tile.packed);
-            if (job->task != FX_CROSS_ENTROPY) tile_activation(block, &tile, row, rows);
+            if (!is_loss(job)) tile_activation(block, &tile, row, rows);
             else if (is_soft(job)) tile_soft(block, &tile, row, rows, followed);
-            else TILE_INDEX(tile.z, job->n_classes);
+            else if (index) TILE_INDEX(tile.z, job->n_classes);
+            else tile_index_rare(block, &tile, tile.z, row, rows);
         }
     }
     flush_stage(block, &tile.grad_out);

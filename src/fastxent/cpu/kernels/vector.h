@@ -27,10 +27,14 @@
 #if REAL_BITS == 32
 typedef float REAL;
 typedef int32_t INTEGER;
+#define REAL_TYPE FX_FLOAT32
+#define REAL_LARGEST 0x1.fffffep127f
 #define REAL_EPSILON 1.1920928955078125e-07f
 #else
 typedef double REAL;
 typedef int64_t INTEGER;
+#define REAL_TYPE FX_FLOAT64
+#define REAL_LARGEST 0x1.fffffffffffffp1023
 #define REAL_EPSILON 2.220446049250313e-16
 #endif
 

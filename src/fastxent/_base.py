@@ -1,0 +1,295 @@
+"""What all losses share: the three calls, and how arrays become results."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastxent import _check
+from fastxent.activations import balanced_class_weight
+from fastxent.cpu import run
+
+Array = npt.NDArray[Any]
+
+
+class Loss(ABC):
+    """The calls every loss has; a subclass is a frozen dataclass with ``_evaluate``."""
+
+    def __call__(self, logits: npt.ArrayLike, target: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Any:
+        """Return the value of the loss.
+
+        Parameters
+        ----------
+        logits : array_like, float16, bfloat16, float32 or float64
+            Scores; integers, booleans and lists become float64. The softmax losses want a class axis, the binary ones
+            take any shape.
+        target : array_like
+            Softmax losses: integer class indices of the shape of ``logits`` less the class axis, or probabilities
+            (floats) of the shape of ``logits``. Binary losses: the shape of ``logits``, integers, booleans or floats in
+            [0, 1].
+        sample_weight : array_like or None
+            Finite, >= 0; shape ``(n_samples,)`` along the first axis of the unreduced loss, or the shape of that.
+
+        Returns
+        -------
+        float or ndarray
+            A Python float; with ``reduction="none"`` an array of the shape of the unreduced loss in the dtype of
+            ``logits``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has a wrong type, or a wrong value or shape.
+        """
+        return self._evaluate(logits, target, sample_weight)[0]
+
+    def value_and_grad(
+        self,
+        logits: npt.ArrayLike,
+        target: npt.ArrayLike,
+        sample_weight: npt.ArrayLike | None = None,
+        grad_out: Array | None = None,
+    ) -> tuple[Any, Array]:
+        """Return the value and its gradient with respect to ``logits``, from one pass.
+
+        Parameters
+        ----------
+        logits, target, sample_weight
+            As for the value.
+        grad_out : ndarray or None
+            Where the gradient is written: writable, shape and dtype of ``logits``. It may be ``logits`` itself, which
+            is then lost. None allocates an array in the memory order of ``logits``.
+
+        Returns
+        -------
+        value : float or ndarray
+            As above.
+        grad : ndarray
+            ``grad_out``, or the new array; the gradient of the reduced value, with ``reduction="none"`` of each
+            element's own loss.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything is written.
+        """
+        value, grad, _ = self._evaluate(logits, target, sample_weight, grad_out, n_derivatives=1)
+        assert grad is not None
+        return value, grad
+
+    def value_grad_hess(
+        self,
+        logits: npt.ArrayLike,
+        target: npt.ArrayLike,
+        sample_weight: npt.ArrayLike | None = None,
+        grad_out: Array | None = None,
+        hess_out: Array | None = None,
+    ) -> tuple[Any, Array, Array]:
+        """Return the value, its gradient and the diagonal of its Hessian, from one pass.
+
+        Parameters
+        ----------
+        logits, target, sample_weight, grad_out
+            As for ``value_and_grad``.
+        hess_out : ndarray or None
+            Where the Hessian diagonal is written: writable, shape and dtype of ``logits``, apart from all other
+            arrays.
+
+        Returns
+        -------
+        value : float or ndarray
+            As above.
+        grad, hess : ndarray
+            ``grad_out`` and ``hess_out``, or new arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything is written.
+        """
+        value, grad, hess = self._evaluate(logits, target, sample_weight, grad_out, hess_out, n_derivatives=2)
+        assert grad is not None
+        assert hess is not None
+        return value, grad, hess
+
+    @abstractmethod
+    def _evaluate(
+        self,
+        logits: Any,
+        target: Any,
+        sample_weight: Any,
+        grad_out: Any = None,
+        hess_out: Any = None,
+        n_derivatives: int = 0,
+    ) -> tuple[Any, Array | None, Array | None]:
+        """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
+
+    def _replace_options(self, **options: Any) -> None:
+        """Store checked options in a frozen instance."""
+        for name, value in options.items():
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return hash((type(self), *(tuple(sorted(v.items())) if isinstance(v, Mapping) else v for v in values)))
+
+    def __repr__(self) -> str:
+        options = []
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if value != f.default:
+                options.append(f"{f.name}={dict(value) if isinstance(value, Mapping) else value!r}")
+        return f"{type(self).__name__}({', '.join(options)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return type(self), tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+
+class Outputs:
+    """The arrays the gradient and the Hessian go to: the user's or new ones, and what the engine writes in their stead."""
+
+    def __init__(self, scores: Array, source: Array, grad_out: Any, hess_out: Any, n_derivatives: int, **inputs: Any):
+        """Check or make them; ``source`` is the array the user passed as logits, ``inputs`` what they must not overlap."""
+        self.results: list[Array] = []
+        for name, out in (("grad_out", grad_out), ("hess_out", hess_out))[:n_derivatives]:
+            if out is None:
+                self.results.append(np.empty_like(scores, subok=False))
+                continue
+            _check.output(name, out, scores.shape, source.dtype)
+            if name == "grad_out":
+                _check.may_be_written(name, out, "logits", source)
+            else:
+                _check.apart(name, out, logits=source, grad_out=self.results[0])
+            _check.apart(name, out, **inputs)
+            self.results.append(out)
+        # Where the engine cannot write (byte order, alignment), it writes beside.
+        self._written = [r if r.dtype.isnative and r.flags.aligned else np.empty_like(scores) for r in self.results]
+        self.grad, self.hess = (*self._written, None, None)[:2]
+
+    def with_value(self, value: Any) -> tuple[Any, Array | None, Array | None]:
+        """Return the value with the finished results."""
+        for result, written in zip(self.results, self._written, strict=True):
+            if result is not written:
+                result[...] = written
+        grad, hess = (*self.results, None, None)[:2]
+        return value, grad, hess
+
+
+class SoftmaxLoss(Loss):
+    """A loss along a class axis."""
+
+    class_weight: Any
+    label_smoothing: float
+    ignore_index: int | None
+    reduction: str
+    axis: int
+
+    @abstractmethod
+    def _task(self) -> tuple[str, dict[str, Any]]:
+        """Return the name of the engine's task and its own options."""
+
+    def _evaluate(
+        self,
+        logits: Any,
+        target: Any,
+        sample_weight: Any,
+        grad_out: Any = None,
+        hess_out: Any = None,
+        n_derivatives: int = 0,
+    ) -> tuple[Any, Array | None, Array | None]:
+        source = _check.logits("logits", logits)
+        axis = _check.axis_of(self.axis, source.ndim)
+        n_classes = _check.n_classes(source, axis)
+        labels = _check.target(target, source.shape, axis)
+        weights = _check.sample_weight(sample_weight, source.shape[:axis] + source.shape[axis + 1 :])
+        scores = _check.native(source)
+        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=labels, sample_weight=weights)
+        task, options = self._task()
+        value = run.softmax_loss(
+            task,
+            scores,
+            labels,
+            axis=axis,
+            sample_weight=weights,
+            given_weight=sample_weight,
+            class_weight=self._class_weights(labels, n_classes, axis, _check.arithmetic(scores.dtype)),
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            grad=outputs.grad,
+            hess=outputs.hess,
+            **options,
+        )
+        return outputs.with_value(value)
+
+    def _class_weights(self, labels: Array, n_classes: int, axis: int, dtype: np.dtype[Any]) -> Array | None:
+        """Return the class weights of one call as an array in the dtype of the arithmetic."""
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            return _balanced_of_call(labels, n_classes, axis, self.ignore_index).astype(dtype)
+        return _check.class_weight(self.class_weight, n_classes, dtype)
+
+
+class BinaryLoss(Loss):
+    """A loss of every element by itself."""
+
+    label_smoothing: float
+    ignore_index: int | None
+    reduction: str
+
+    @abstractmethod
+    def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
+        """Return the name of the engine's task and its own options, for logits of this shape and arithmetic."""
+
+    def _evaluate(
+        self,
+        logits: Any,
+        target: Any,
+        sample_weight: Any,
+        grad_out: Any = None,
+        hess_out: Any = None,
+        n_derivatives: int = 0,
+    ) -> tuple[Any, Array | None, Array | None]:
+        source = _check.logits("logits", logits, least_ndim=0)
+        targets = _check.binary_target(target, source.shape)
+        weights = _check.sample_weight(sample_weight, source.shape)
+        scores = _check.native(source)
+        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=targets, sample_weight=weights)
+        task, options = self._task(source.shape, _check.arithmetic(scores.dtype))
+        value = run.binary_loss(
+            task,
+            scores,
+            targets,
+            sample_weight=weights,
+            given_weight=sample_weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            grad=outputs.grad,
+            hess=outputs.hess,
+            **options,
+        )
+        return outputs.with_value(value)
+
+
+def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: int | None) -> Array:
+    """Balanced weights from a call's own target, ignored rows left out."""
+    if not _check.is_floating(labels.dtype):
+        counted = labels if ignore_index is None else labels[labels != ignore_index]
+        if ((counted < 0) | (counted >= n_classes)).any():
+            _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
+        return balanced_class_weight(counted, n_classes)
+    rows = np.moveaxis(labels, axis, -1).reshape(-1, n_classes)
+    if not (np.isfinite(rows) & (rows >= 0)).all():
+        _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
+    if ignore_index is not None and 0 <= ignore_index < n_classes:
+        others = np.delete(rows, ignore_index, axis=1)
+        rows = rows[(rows[:, ignore_index] == 0) | others.any(axis=1)]
+    return balanced_class_weight(rows, n_classes)

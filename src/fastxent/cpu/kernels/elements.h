@@ -1,0 +1,354 @@
+/* The elementwise regime: binary losses and sigmoids. Lanes are elements, and a block is a run of [inner][class] seen as one
+ * axis, whatever the shape.
+ *
+ * Chunks of a block are brought into the first-level cache as REAL where they do not lie there already (other types,
+ * strides, broadcast weights), computed, and taken to their places. Chunks of short rows are whole rows, so that weights per
+ * label repeat from chunk to chunk and are fetched once.
+ */
+#ifndef FASTXENT_ELEMENTS_H
+#define FASTXENT_ELEMENTS_H
+
+#include "binary.h"
+#include "tile.h"
+
+enum {
+    ELEMENTS_CHUNK = 4096 / sizeof(REAL),
+    ELEMENTS_BLOCK = 32768
+};
+
+INLINE int is_elementwise(const fx_job *job) { return job->task >= FX_BINARY_CROSS_ENTROPY; }
+
+typedef struct {
+    const fx_job *job;
+    BLOCK rows;                                           /* label unused; one "row" an element of the chunk */
+    int64_t outer, first, n;                              /* the chunk */
+    REAL *z, *t, *pos_weight, *grad, *hess, *out;         /* [ELEMENTS_CHUNK] */
+} ELEMENTS;
+
+static size_t elements_scratch(REAL *scratch, ELEMENTS *elements)
+{
+    REAL **reals[] = {&elements->z, &elements->t, &elements->pos_weight, &elements->grad, &elements->hess, &elements->out,
+                      &elements->rows.scale};
+    double **doubles[] = {&elements->rows.weight, &elements->rows.value};
+    REAL *next = scratch;
+    for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += ELEMENTS_CHUNK + 16;
+    for (int i = 0; i < COUNT(doubles); i++)
+        *doubles[i] = (double *)next, next += (ELEMENTS_CHUNK + 16) * (int64_t)(sizeof(double) / sizeof(REAL));
+    return (size_t)(next - scratch) * sizeof(REAL);
+}
+
+/* Elements of a chunk or block: whole rows where they are short. */
+static int64_t whole_rows(int64_t n_classes, int64_t limit) { return n_classes <= limit ? limit / n_classes * n_classes : limit; }
+
+static void plan_elements(fx_job *job)
+{
+    ELEMENTS elements;
+    job->rows_per_block = ELEMENTS_BLOCK / ELEMENTS_CHUNK * whole_rows(job->n_classes, ELEMENTS_CHUNK);
+    job->n_blocks_per_outer = (job->n_inner * job->n_classes + job->rows_per_block - 1) / job->rows_per_block;
+    job->n_blocks = job->n_outer * job->n_blocks_per_outer;
+    job->scratch_bytes = (size_t)round_up((int64_t)elements_scratch(NULL, &elements), FX_ALIGNMENT);
+}
+
+/* The elements from `first` on that are equally far apart in an array: at most n. */
+typedef struct {
+    ptrdiff_t offset, stride;
+    int64_t n;
+} RUN;
+
+INLINE RUN run_of(const fx_job *job, const fx_array *array, int64_t outer, int64_t first, int64_t n)
+{
+    const int64_t row = first / job->n_classes, c = first % job->n_classes;
+    const int is_one = array->inner == array->klass * job->n_classes;
+    RUN run = {outer * array->outer + row * array->inner + c * array->klass, array->klass,
+               is_one ? n : at_most(n, job->n_classes - c)};
+    return run;
+}
+
+/* One RUN after the other of elements first .. first + n - 1. */
+#define FOR_RUNS(run, array, outer, begin, count)                                                                      \
+    for (int64_t done = 0; done < (count);)                                                                            \
+        for (RUN run = run_of(job, array, outer, (begin) + done, (count)-done); run.n; done += run.n, run.n = 0)
+
+static void gather(const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n, REAL *out)
+{
+    FOR_RUNS(run, array, outer, first, n) read_reals(array, type, run.offset, run.stride, run.n, out + done);
+}
+
+static void gather_doubles(const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n,
+                           double *out)
+{
+    FOR_RUNS(run, array, outer, first, n)
+    {
+        if (is_half(type))
+            for (int64_t i = 0; i < run.n; i++) out[done + i] = number_at(array, type, run.offset + i * run.stride);
+        else fx_read_doubles(array->data, type, run.offset, run.stride, run.n, out + done);
+    }
+}
+
+static void scatter(const ELEMENTS *chunk, const fx_array *array, const REAL *from)
+{
+    const fx_job *job = chunk->job;
+    FOR_RUNS(run, array, chunk->outer, chunk->first, chunk->n)
+    {
+        if (run.stride == 1 && job->real_type == REAL_TYPE)
+            copy_out((REAL *)array->data + run.offset, from + done, run.n, job->stream);
+        else write_reals(array, job->real_type, run.offset, run.stride, run.n, from + done);
+    }
+}
+
+/* Where the chunk lies in an array of REAL without gaps; NULL if it does not. */
+INLINE REAL *place_of(const ELEMENTS *chunk, const fx_array *array, int type)
+{
+    const RUN run = run_of(chunk->job, array, chunk->outer, chunk->first, chunk->n);
+    return array->data && type == REAL_TYPE && run.stride == 1 && run.n == chunk->n ? (REAL *)array->data + run.offset : NULL;
+}
+
+INLINE const REAL *input_of(const ELEMENTS *chunk, const fx_array *array, int type, REAL *buffer)
+{
+    const REAL *place = place_of(chunk, array, type);
+    if (place) return place;
+    gather(chunk->job, array, type, chunk->outer, chunk->first, chunk->n, buffer);
+    return buffer;
+}
+
+/* In a stream, and where the chunk has gaps, an output is computed in its buffer. */
+INLINE REAL *output_of(const ELEMENTS *chunk, const fx_array *array, REAL *buffer)
+{
+    REAL *place = chunk->job->stream ? NULL : place_of(chunk, array, chunk->job->real_type);
+    return !array->data ? NULL : place ? place : buffer;
+}
+
+/* Weights, and which elements are ignored; targets are 0 to 1 or equal to ignore_index, as the survey has seen. */
+static void prepare_elements(ELEMENTS *chunk, const REAL *t)
+{
+    const fx_job *job = chunk->job;
+    double *weight = chunk->rows.weight;
+    const REAL ignored = (REAL)job->ignore_index;
+    if (job->sample_weight.data)
+        gather_doubles(job, &job->sample_weight, job->sample_weight_type, chunk->outer, chunk->first, chunk->n, weight);
+    else
+        for (int64_t i = 0; i < chunk->n; i++) weight[i] = 1;
+    if (job->has_ignore_index)
+        for (int64_t i = 0; i < chunk->n; i++) weight[i] = t[i] == ignored ? 0 : weight[i];
+    for (int64_t i = 0; i < chunk->n; i++) chunk->rows.scale[i] = (REAL)(weight[i] / job->divisor);
+}
+
+static void finish_elements(ELEMENTS *chunk, REAL *grad, REAL *hess)
+{
+    double *value = chunk->rows.value;
+    const double *weight = chunk->rows.weight;
+    for (int64_t i = 0; i < chunk->n; i++) value[i] = weight[i] == 0 ? 0 : value[i] * weight[i];
+    if (grad)
+        for (int64_t i = 0; i < chunk->n; i++) grad[i] = weight[i] == 0 ? 0 : grad[i];
+    if (hess)
+        for (int64_t i = 0; i < chunk->n; i++) hess[i] = weight[i] == 0 ? 0 : hess[i];
+}
+
+/* In float32 a weight times a finite logit may overflow; the loss is still a finite double. */
+#if REAL_BITS == 32
+NOINLINE void widen_elements(double *value, const REAL *z, MASSES masses, int64_t n)
+{
+    REAL positive[LANES], negative[LANES];
+    store(positive, masses.positive), store(negative, masses.negative);
+    for (int64_t i = 0; i < n && i < LANES; i++)
+        if (isinf(value[i]) && isfinite(z[i]))
+            value[i] = z[i] < 0 ? -(double)positive[i] * (double)z[i] : (double)negative[i] * (double)z[i];
+}
+#endif
+
+enum { VALUE, GRADIENT, HESSIAN };
+
+/* Elements without a weight of their own (pos_weight or alpha 0) are not looked at: `counts`. task, inputs and derivatives
+ * are constants at the calls, so that each gets its own loop. */
+INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
+                         const int task, const int inputs, const int derivatives)
+{
+    const fx_job *job = chunk->job;
+    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
+    const FOCUS focus = focus_of(job);
+    const VECTOR alpha = broadcast(job->alpha < 0 ? 1 : (REAL)job->alpha);
+    const VECTOR one_minus_alpha = broadcast(job->alpha < 0 ? 1 : (REAL)(1 - job->alpha));
+    for (int64_t i = 0; i < chunk->n; i += LANES) {
+        const int64_t left = chunk->n - i;
+        const VECTOR z_i = load_up_to(z + i, left, 0), scale = load(chunk->rows.scale + i);
+        const BINARY x = inputs == FX_PROBS ? binary_of_probability(z_i) : binary_of(z_i);
+        MASSES masses = masses_of(load_up_to(t + i, left, 0), smoothing);
+        if (task == FX_BINARY_FOCAL) {
+            const BINARY_FOCAL focal = binary_focal_of(&x, masses, focus, alpha, one_minus_alpha);
+            const MASK counts = less(broadcast(0), focal.alpha);
+            put_values(&chunk->rows, keep(counts, binary_focal_value(&focal)), i);
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_focal_gradient(&focal)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_focal_hessian(&focal, &x)), left);
+            continue;
+        }
+        if (pos_weight) masses.positive *= load_up_to(pos_weight + i, left, 0);
+        const MASK counts = less(broadcast(0), masses.positive + masses.negative);
+        const VECTOR value = keep(counts, binary_value(&x, masses));
+        put_values(&chunk->rows, value, i);
+#if REAL_BITS == 32
+        if (UNLIKELY(has_infinite(value)) && inputs == FX_LOGITS) widen_elements(chunk->rows.value + i, z + i, masses, left);
+#endif
+        if (inputs == FX_PROBS) {
+            masses.positive *= scale;
+            masses.negative *= scale;
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, probability_gradient(&x, masses)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, probability_hessian(&x, masses)), left);
+        } else {
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_gradient(&x, masses)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_hessian(&x, masses)), left);
+        }
+    }
+}
+
+static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
+{
+    const int is_log = chunk->job->task == FX_LOG_SIGMOID;
+    for (int64_t i = 0; i < chunk->n; i += LANES) {
+        const BINARY x = binary_of(load_up_to(z + i, chunk->n - i, 0));
+        store_up_to(out + i, is_log ? -x.softplus_minus : x.p, chunk->n - i);
+    }
+}
+
+#define BINARY_CHUNK(derivatives)                                                                                      \
+    do {                                                                                                               \
+        if (job->task == FX_BINARY_FOCAL) binary_chunk(chunk, z, t, NULL, grad, hess, FX_BINARY_FOCAL, FX_LOGITS, derivatives); \
+        else if (job->inputs == FX_PROBS)                                                                              \
+            binary_chunk(chunk, z, t, pos_weight, grad, hess, FX_BINARY_CROSS_ENTROPY, FX_PROBS, derivatives);         \
+        else binary_chunk(chunk, z, t, pos_weight, grad, hess, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, derivatives);       \
+    } while (0)
+
+/* Returns the sum of the losses of the chunk. */
+static double compute_chunk(ELEMENTS *chunk, int first_of_block)
+{
+    const fx_job *job = chunk->job;
+    const int is_weighted = job->sample_weight.data || job->has_ignore_index;
+    const REAL *z = input_of(chunk, &job->logits, job->real_type, chunk->z), *pos_weight = NULL;
+    REAL *grad = output_of(chunk, &job->grad, chunk->grad), *hess = output_of(chunk, &job->hess, chunk->hess);
+    double sum = 0;
+    if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
+    else {
+        const REAL *t = input_of(chunk, &job->target, job->target_type, chunk->t);
+        if (is_weighted) prepare_elements(chunk, t);
+        else if (first_of_block)
+            for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);
+        if (job->pos_weight.data) {
+            const int repeats = job->pos_weight.inner == 0 && job->n_classes <= ELEMENTS_CHUNK;
+            pos_weight = repeats && !first_of_block ? chunk->pos_weight
+                         : input_of(chunk, &job->pos_weight, REAL_TYPE, chunk->pos_weight);
+        }
+        if (!grad) BINARY_CHUNK(VALUE);
+        else if (!hess) BINARY_CHUNK(GRADIENT);
+        else BINARY_CHUNK(HESSIAN);
+        if (is_weighted) finish_elements(chunk, grad, hess);
+        if (job->loss.data) {
+            for (int64_t i = 0; i < chunk->n; i++) chunk->out[i] = (REAL)chunk->rows.value[i];
+            scatter(chunk, &job->loss, chunk->out);
+        }
+        sum = sum_of_rows(chunk->rows.value, chunk->n);
+    }
+    if (grad == chunk->grad) scatter(chunk, &job->grad, grad);
+    if (hess == chunk->hess) scatter(chunk, &job->hess, hess);
+    return sum;
+}
+
+/* The elements of a block. */
+INLINE ELEMENTS elements_of(const fx_job *job, int64_t number)
+{
+    ELEMENTS elements;
+    elements.job = job;
+    elements.outer = number / job->n_blocks_per_outer;
+    elements.first = number % job->n_blocks_per_outer * job->rows_per_block;
+    elements.n = at_most(job->n_inner * job->n_classes - elements.first, job->rows_per_block);
+    return elements;
+}
+
+static double compute_elements(const fx_job *job, int64_t number, REAL *memory)
+{
+    const ELEMENTS block = elements_of(job, number);
+    const int64_t step = whole_rows(job->n_classes, ELEMENTS_CHUNK), end = block.first + block.n;
+    ELEMENTS chunk = block;
+    double sum = 0;
+    elements_scratch(memory, &chunk);
+    for (; chunk.first < end; chunk.first += step) {
+        chunk.n = at_most(end - chunk.first, step);
+        sum += compute_chunk(&chunk, chunk.first == block.first);
+    }
+    return sum;
+}
+
+/* Which of n targets are ignored (`skip`), and whether all others are in [0, 1]: a loop per type that they are compared in. */
+#define SURVEY_TARGETS(name, type, integer)                                                                            \
+    static int name(const type *RESTRICT t, int64_t n, int has_ignored, type ignored, int32_t *RESTRICT skip)          \
+    {                                                                                                                  \
+        integer bad = 0;                                                                                               \
+        if (has_ignored)                                                                                               \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                const int is_ignored = t[i] == ignored;                                                                \
+                bad |= !(is_ignored | ((t[i] >= 0) & (t[i] <= 1)));                                                    \
+                skip[i] = is_ignored;                                                                                  \
+            }                                                                                                          \
+        else                                                                                                           \
+            for (int64_t i = 0; i < n; i++) bad |= !((t[i] >= 0) & (t[i] <= 1));                                       \
+        return bad != 0;                                                                                               \
+    }
+SURVEY_TARGETS(survey_reals, REAL, INTEGER)
+SURVEY_TARGETS(survey_int64, int64_t, int64_t)
+#if REAL_BITS == 32
+SURVEY_TARGETS(survey_doubles, double, int64_t)
+#endif
+
+/* The targets of a chunk in a type in which no two of them become equal, and none becomes 0 or 1: integers where they are
+ * compared with ignore_index, doubles as they are. */
+static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
+{
+    const fx_job *job = chunk->job;
+    const fx_array *target = &job->target;
+    const int has_ignored = job->has_ignore_index;
+    union {
+        int64_t integers[ELEMENTS_CHUNK];
+        double doubles[ELEMENTS_CHUNK];
+        REAL reals[ELEMENTS_CHUNK];
+    } t;
+    if (has_labels(job) && has_ignored) {
+        FOR_RUNS(run, target, chunk->outer, chunk->first, chunk->n)
+            fx_read_labels(target->data, job->target_type, run.offset, run.stride, run.n, t.integers + done);
+        return survey_int64(t.integers, chunk->n, 1, job->ignore_index, skip);
+    }
+#if REAL_BITS == 32
+    if (job->target_type == FX_FLOAT64) {
+        gather_doubles(job, target, FX_FLOAT64, chunk->outer, chunk->first, chunk->n, t.doubles);
+        return survey_doubles(t.doubles, chunk->n, has_ignored, (double)job->ignore_index, skip);
+    }
+#endif
+    return survey_reals(input_of(chunk, target, job->target_type, t.reals), chunk->n, has_ignored, (REAL)job->ignore_index, skip);
+}
+
+/* The sum of the weights of the elements that count; meanwhile all targets and weights are looked at. */
+static double survey_elements(const fx_job *job, int64_t number, int *flaws)
+{
+    const ELEMENTS block = elements_of(job, number);
+    ELEMENTS chunk = block;
+    double weight[ELEMENTS_CHUNK], sum = 0;
+    int32_t skip[ELEMENTS_CHUNK];
+    for (; chunk.first < block.first + block.n; chunk.first += ELEMENTS_CHUNK) {
+        chunk.n = at_most(block.first + block.n - chunk.first, ELEMENTS_CHUNK);
+        if (survey_chunk(&chunk, skip)) *flaws |= FX_BAD_TARGET;
+        if (job->sample_weight.data) {
+            int bad = 0;
+            gather_doubles(job, &job->sample_weight, job->sample_weight_type, block.outer, chunk.first, chunk.n, weight);
+            for (int64_t i = 0; i < chunk.n; i++) bad |= !((weight[i] >= 0) & (weight[i] < INFINITY));
+            if (bad) *flaws |= FX_BAD_WEIGHT;
+            if (job->has_ignore_index)
+                for (int64_t i = 0; i < chunk.n; i++) weight[i] = skip[i] ? 0 : weight[i];
+            sum += sum_of_rows(weight, chunk.n);
+        } else {
+            int32_t ignored = 0;
+            if (job->has_ignore_index)
+                for (int64_t i = 0; i < chunk.n; i++) ignored += skip[i];
+            sum += (double)(chunk.n - ignored);
+        }
+    }
+    return sum;
+}
+
+#endif
