@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py src/fastxent/cpu/engine.pyx src/fastxent/cpu/
 GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
-.PHONY: help demo test lint types format bench bench-quick bench-peers package portable clean
+.PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-peers package portable clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,8 +17,17 @@ help:  ## list the targets
 demo: $(BUILT) $(call GROUP,demo)  ## train on the digits beside scikit-learn; writes demo.png
 	$(BIN)/python examples/digits.py
 
+imbalance: $(BUILT) $(call GROUP,demo)  ## plain, weighted, focal and smoothed training on rare positives; writes imbalance.png
+	$(BIN)/python examples/imbalance.py
+
 test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 	$(BIN)/python -m pytest
+
+test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
+	$(BIN)/python -m pytest -m slow
+
+exhaustive: $(BUILT) $(call GROUP,demo)  ## exp and log1p of every level, for every float32 number (a few minutes)
+	$(BIN)/python tools/exhaustive.py
 
 lint: $(call GROUP,lint)  ## ruff and cython-lint
 	$(BIN)/ruff check .
@@ -38,6 +47,9 @@ bench: $(BUILT) $(call GROUP,demo)  ## run the benchmarks beside every peer that
 bench-quick: $(BUILT) $(call GROUP,demo)  ## the same with fewer repeats (about 1 minute)
 	$(BIN)/python -m benchmarks --quick
 
+accuracy: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## the accuracy table, beside every peer that can be imported
+	$(BIN)/python -m benchmarks.accuracy
+
 bench-peers: $(call GROUP,peers)  ## install PyTorch and JAX for the benchmarks and the parity tests
 
 package: $(call GROUP,dev)  ## build sdist and wheel, look inside, and run the wheel's self-test in a new environment
@@ -47,7 +59,7 @@ portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, a
 	FASTXENT_ONE_LANE=1 FASTXENT_NO_OPENMP=1 $(BIN)/python tools/check_package.py --wheel-only
 
 clean:  ## remove everything that was built, .venv included
-	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png
+	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""Below the public functions: exp and log1p of each level, the regimes that sizes lead to, streamed gradients."""
+"""Below the public functions: exp, log1p and log of each level, the regimes that sizes lead to, streamed gradients."""
 
 import numpy as np
 import pytest
@@ -71,6 +71,24 @@ def test_log1p_of_nothing_and_of_the_smallest(dtype):
     np.testing.assert_array_equal(elementary("log1p", x), x)
 
 
+def test_log(dtype):
+    rng = np.random.default_rng(3)
+    smallest = np.finfo(dtype).smallest_subnormal
+    x = np.concatenate(
+        [
+            np.geomspace(smallest, 1, 200_000),  # from the subnormal numbers on
+            rng.uniform(0, 1, 100_000),
+            np.nextafter(dtype(1), [0, 2]).astype(dtype),
+            2.0 ** -np.arange(0, 120),
+        ]
+    ).astype(dtype)
+    exact = np.log(x.astype(np.longdouble))
+    error = np.abs(elementary("log", x) - exact) - LOG_1P * eps(dtype) * np.abs(exact)
+    assert error.max() <= 0
+    ends = np.array([0, -0.0, np.nan], dtype)
+    np.testing.assert_array_equal(elementary("log", ends), [-np.inf, -np.inf, np.nan])
+
+
 def regime(logits, **arrays):
     return engine.Job("cross_entropy", logits[None], target=np.zeros((1, len(logits)), int), **arrays).plan["regime"]
 
@@ -80,6 +98,8 @@ def test_the_sizes_of_the_tests_reach_every_regime(dtype):
     reached = {regime(np.zeros((17, k), dtype)) for k in N_CLASSES}
     assert reached == {"tile", "rows", "long_rows"}
     assert regime(np.zeros((17, 3), dtype), inputs="probs") == "plain_rows"
+    numbers = np.zeros((1, 17, 3), dtype)
+    assert engine.Job("binary_cross_entropy", numbers, target=numbers).plan["regime"] == "elements"
 
 
 # (rows, classes) of gradients beyond 32 MiB, where stores begin to bypass the caches; classes that are no multiple of
