@@ -12,6 +12,8 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 # Half an eps is the last rounding; the other half (exp) and the rest (log1p) is the polynomial and the reduction.
 EXP, LOG_1P = 1.0, 1.5
+# e / (2 + e) and its double are rounded three times.
+LOG_1P_OF_FRACTION = 2.0
 
 
 def elementary(function, x):
@@ -69,6 +71,14 @@ def test_log1p_of_nothing_and_of_the_smallest(dtype):
     smallest = np.finfo(dtype).smallest_subnormal
     x = np.array([0, smallest, 1000 * smallest, np.nan], dtype)
     np.testing.assert_array_equal(elementary("log1p", x), x)
+
+
+def test_log1p_of_fractions(dtype):
+    tiny = np.finfo(dtype).tiny
+    x = np.concatenate([np.geomspace(tiny, 1, 200_000), np.linspace(0, 1, 100_001)[1:], [tiny / 4]]).astype(dtype)
+    assert error_in_eps(elementary("log1p_of_fraction", x), np.log1p(x.astype(np.longdouble)), dtype) <= LOG_1P_OF_FRACTION
+    ends = np.array([0, np.finfo(dtype).smallest_subnormal, np.nan], dtype)
+    np.testing.assert_array_equal(elementary("log1p_of_fraction", ends), ends)
 
 
 def test_log(dtype):

@@ -1,55 +1,95 @@
-"""Derive the polynomials of ``exp`` in ``src/fastxent/cpu/kernels/elementary.h`` (needs mpmath).
+"""Derive the polynomials of ``src/fastxent/cpu/kernels/elementary.h`` (needs mpmath).
 
-exp(r) = 1 + r + r^2 q(r) on |r| <= ln(2)/2, with q interpolated in 60 digits at the Chebyshev nodes (within a few per
-cent of the best polynomial; Trefethen, Approximation Theory and Practice, chapter 4). The coefficients are rounded to
-the dtype, highest power first, and the largest relative error of exp with the rounded ones is printed.
+Each function is written as leading terms, which rounding hardly touches, and a small remainder times a polynomial. That
+is interpolated in 60 digits at the Chebyshev nodes (within a few per cent of the best polynomial; Trefethen,
+Approximation Theory and Practice, chapter 4). The coefficients are rounded to the dtype, highest power first, and the
+largest relative error of the function with the rounded ones is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import mpmath
 import numpy as np
 
 mpmath.mp.dps = 60
-HALF_LN2 = mpmath.log(2) / 2
 
 
-def quotient(r: mpmath.mpf) -> mpmath.mpf:
-    """q(r) = (exp(r) - 1 - r) / r^2."""
+@dataclass
+class Function:
+    """f(x) on [low, high] as a polynomial in x: ``polynomial``, whose error weighs ``weight`` relative to the function."""
+
+    name: str
+    low: mpmath.mpf
+    high: mpmath.mpf
+    polynomial: Callable[[mpmath.mpf], mpmath.mpf]
+    weight: Callable[[mpmath.mpf], mpmath.mpf]
+    degrees: tuple[int, int]  # for float32 and float64
+
+
+def exp_quotient(r: mpmath.mpf) -> mpmath.mpf:
+    """q(r) in exp(r) = 1 + r + r^2 q(r)."""
     return (mpmath.exp(r) - 1 - r) / r**2 if abs(r) > 1e-15 else mpmath.mpf(1) / 2 + r / 6
 
 
-def interpolate(degree: int) -> list[mpmath.mpf]:
-    """Coefficients of q of this degree, highest power first."""
+def atanh_quotient(z: mpmath.mpf) -> mpmath.mpf:
+    """q(z) in log1p(e) = 2 atanh(s / 2) = s (1 + z q(z)), s = 2 e / (2 + e), z = s^2."""
+    half = mpmath.sqrt(z) / 2
+    return (mpmath.atanh(half) / half - 1) / z if z > 1e-15 else mpmath.mpf(1) / 12 + z / 80
+
+
+FUNCTIONS = [
+    Function(
+        "exp(r), |r| <= ln(2) / 2",
+        -mpmath.log(2) / 2,
+        mpmath.log(2) / 2,
+        exp_quotient,
+        lambda r: r**2 / mpmath.exp(r),
+        (4, 9),
+    ),
+    Function(
+        "log1p(e), 0 <= e <= 1",
+        mpmath.mpf(0),
+        mpmath.mpf(4) / 9,
+        atanh_quotient,
+        lambda z: z / (1 + z * atanh_quotient(z)),
+        (3, 9),
+    ),
+]
+
+
+def interpolate(function: Function, degree: int) -> list[mpmath.mpf]:
+    """Coefficients of the polynomial of this degree, highest power first."""
     n = degree + 1
-    nodes = [HALF_LN2 * mpmath.cos(mpmath.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
-    vandermonde = mpmath.matrix([[r ** (degree - power) for power in range(n)] for r in nodes])
-    return list(mpmath.lu_solve(vandermonde, mpmath.matrix([quotient(r) for r in nodes])))
+    middle, half = (function.low + function.high) / 2, (function.high - function.low) / 2
+    nodes = [middle + half * mpmath.cos(mpmath.pi * (2 * i + 1) / (2 * n)) for i in range(n)]
+    vandermonde = mpmath.matrix([[x ** (degree - power) for power in range(n)] for x in nodes])
+    return list(mpmath.lu_solve(vandermonde, mpmath.matrix([function.polynomial(x) for x in nodes])))
 
 
-def largest_relative_error(coefficients: list[float]) -> float:
-    """Of 1 + r + r^2 q(r) against exp(r)."""
-    grid = [HALF_LN2 * (mpmath.mpf(i) / 1000 - 1) for i in range(2001)]
+def largest_relative_error(function: Function, coefficients: list[float]) -> float:
+    """Of the function with these coefficients."""
+    grid = [function.low + (function.high - function.low) * mpmath.mpf(i) / 2000 for i in range(2001)]
     exact = [mpmath.mpf(c) for c in coefficients]
-    return float(max(abs(r**2 * (mpmath.polyval(exact, r) - quotient(r)) / mpmath.exp(r)) for r in grid))
+    return float(max(abs(function.weight(x) * (mpmath.polyval(exact, x) - function.polynomial(x))) for x in grid))
 
 
 def main() -> None:
     """Print the coefficients for both dtypes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--degree32", type=int, default=4, help="degree of q in float32")
-    parser.add_argument("--degree64", type=int, default=9, help="degree of q in float64")
-    arguments = parser.parse_args()
-    for dtype, degree in ((np.float32, arguments.degree32), (np.float64, arguments.degree64)):
-        rounded = [float(dtype(float(c))) for c in interpolate(degree)]
-        worst = largest_relative_error(rounded)
-        print(
-            f"{dtype.__name__}: degree {degree}, largest relative error {worst:.2e} = {worst / np.finfo(dtype).eps:.3f} eps"
-        )
-        for c in rounded:
-            print(f"    {c.hex()}  {c!r}")
+    parser.add_argument("--more", type=int, default=0, help="add this to the degrees")
+    more = parser.parse_args().more
+    for function in FUNCTIONS:
+        for dtype, degree in zip((np.float32, np.float64), function.degrees, strict=True):
+            rounded = [float(dtype(float(c))) for c in interpolate(function, degree + more)]
+            worst = largest_relative_error(function, rounded)
+            in_eps = worst / np.finfo(dtype).eps
+            print(f"{function.name}, {dtype.__name__}: degree {degree + more}, error {worst:.2e} = {in_eps:.3f} eps")
+            for c in rounded:
+                print(f"    {c.hex()}  {c!r}")
 
 
 if __name__ == "__main__":

@@ -393,12 +393,12 @@ cdef class Job:
 
 
 def elementary(str function, x, y):
-    """For tests: y = exp(x) for x <= 0, log1p(x) or log(x) for x >= 0, as this level's kernels compute them."""
+    """For tests: y = exp(x) for x <= 0, log1p(x) for x >= 0, and log1p(x) and log(x) for fractions."""
     cdef const float[::1] x_float
     cdef const double[::1] x_double
     cdef float[::1] y_float
     cdef double[::1] y_double
-    cdef int which = ("exp", "log1p", "log").index(function)
+    cdef int which = ("exp", "log1p", "log1p_of_fraction", "log").index(function)
     if x.itemsize == 4:
         x_float = x
         y_float = y

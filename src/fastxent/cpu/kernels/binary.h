@@ -24,7 +24,7 @@ typedef struct {
 INLINE BINARY binary_of(VECTOR z)
 {
     const VECTOR zero = broadcast(0), e = exp_nonpositive(-absolute(z)), sum = e + (REAL)1, inverse = (REAL)1 / sum;
-    const VECTOR log_sum = log1p_nonnegative(e, sum, inverse), small = e * inverse;
+    const VECTOR log_sum = log1p_of_fraction(e), small = e * inverse;
     const MASK is_negative = less(z, zero);
     BINARY binary;
     binary.p = choose(is_negative, small, inverse);

@@ -65,7 +65,7 @@ typedef struct {
     double (*survey)(const fx_job *job, int64_t block, int *flaws);
     /* Writes the block's loss, gradient and Hessian; returns the sum of its losses. */
     double (*compute)(const fx_job *job, int64_t block, void *scratch);
-    /* For tests: exp_nonpositive, log1p_nonnegative and log_of_fraction of n values. */
+    /* For tests: exp_nonpositive, log1p_nonnegative, log1p_of_fraction or log_of_fraction of n values. */
     void (*elementary)(int which, const void *x, void *y, int64_t n);
 } fx_table;
 

@@ -164,9 +164,9 @@ static void elementary(int which, const void *x, void *y, int64_t n)
     const REAL *from = (const REAL *)x;
     REAL *to = (REAL *)y;
     for (int64_t i = 0; i < n; i += LANES) {
-        VECTOR v = load_up_to(from + i, n - i, 0);
-        const VECTOR u = (REAL)1 + v;
-        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : which == 1 ? log1p_nonnegative(v, u, (REAL)1 / u) : log_of_fraction(v), n - i);
+        const VECTOR v = load_up_to(from + i, n - i, 0), u = (REAL)1 + v;
+        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : which == 1 ? log1p_nonnegative(v, u, (REAL)1 / u)
+                    : which == 2 ? log1p_of_fraction(v) : log_of_fraction(v), n - i);
     }
 }
 
