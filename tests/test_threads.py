@@ -31,13 +31,13 @@ def run(code, *, timeout=60, **environment):
 
 # (shape, axis): each regime, large enough for three threads; one row for all of them, and one row more than whole blocks.
 SHAPES = {
-    "few classes": ((40_001, 3), 1),
+    "few classes": ((100_001, 3), 1),
     "ten classes": ((20_003, 10), 1),
     "rows in cache": ((2_001, 300), 1),
     "long rows": ((7, 100_003), 1),
     "one very long row": ((1, 1_000_003), 1),
     "classes first": ((5, 50_001), 0),
-    "classes in the middle": ((9, 21, 1_003), 1),
+    "classes in the middle": ((9, 31, 1_003), 1),
     "crop": ((31, 1_003, 7), 2),
 }
 
