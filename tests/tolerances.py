@@ -15,6 +15,8 @@ ELEMENT = {"base": BASE, "per_distance": 1}
 HESSIAN = {"base": 2 * BASE, "per_distance": 1, "per_gap": 1}
 # w t~ s / divisor: up to four more roundings, and the sum of w t~ over the classes.
 OPTIONS = 2 * BASE
+# (1 - p_t)^gamma magnifies the error of 1 - p_t gamma times.
+FOCAL = {"base": OPTIONS, "per_gamma": BASE}
 # LSE = max + log1p(others) can cancel to 0 for every implementation: relative to the larger of the two terms.
 LOG_SUM_EXP = BASE
 # Central differences of a float64 loss with step h: truncation h^2, rounding eps / h; h = eps^(1/3), 10 times over.
@@ -37,6 +39,19 @@ def eps(dtype):
 def subnormal_slack(dtype):
     """Below the normal numbers a result may lose bits (DESIGN 2.5), never its order of magnitude."""
     return 2 * np.finfo(dtype).smallest_subnormal
+
+
+def assert_same_bits(actual, expected):
+    """Arrays or tuples of arrays that differ in no element; NaN is NaN, and zeros may differ in sign."""
+    if not isinstance(actual, tuple):
+        actual, expected = (actual,), (expected,)
+    for a, b in zip(actual, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        if a.dtype.kind == "V":  # bfloat16, which NumPy's own comparisons do not know
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        np.testing.assert_array_equal(a, b)
 
 
 def assert_within(actual, expected, bound, what):
