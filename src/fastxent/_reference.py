@@ -217,13 +217,13 @@ class _SoftmaxLoss(_Loss):
             looked_at &= divisor > 0
 
         if self.inputs == "logits" and is_index and self.label_smoothing == 0:
-            return _from_index(n_derivatives, z, y, s * target_weight, float(self.gamma)), looked_at
+            return _from_index(n_derivatives, z, y, s * target_weight, _usable(self.gamma, z)), looked_at
         if is_index:
             t = np.zeros(z.shape, z.dtype)
             np.put_along_axis(t, y, 1, -1)
         u = w * self._smoothed(t, masked=z == (0 if self.inputs == "probs" else -np.inf))
         if self.inputs == "logits":
-            return _from_logits(n_derivatives, z, u, s, float(self.gamma)), looked_at
+            return _from_logits(n_derivatives, z, u, s, _usable(self.gamma, z)), looked_at
         from_inputs = {"log_probs": _from_log_probs, "probs": _from_probs}[self.inputs]
         return from_inputs(n_derivatives, z, u, s), looked_at
 
@@ -343,7 +343,7 @@ class _BinaryLoss(_Loss):
         s = s * alpha_t
         if self.inputs == "probs":
             return _from_binary_probs(n_derivatives, z, positive, negative, s), looked_at
-        return _from_binary_logits(n_derivatives, z, positive, negative, s, float(self.gamma)), looked_at
+        return _from_binary_logits(n_derivatives, z, positive, negative, s, _usable(self.gamma, z)), looked_at
 
 
 @dataclass(frozen=True)
@@ -451,6 +451,11 @@ def _from_logits(n_derivatives: int, z: Array, u: Array, s: Array, gamma: float)
     np.put_along_axis(b, top, 0, -1)
     b_other = _narrow(b.sum(-1, keepdims=True, dtype=others.dtype), p) - b
     return value, grad, _narrow(s, p) * (p * (not_p * a_other - p * b_other - b_of_top) + not_p * own)
+
+
+def _usable(gamma: float, z: Array) -> float:
+    """Return gamma, or so much of it that its square stays finite: far beyond 1 / eps it only tells 0 from 1."""
+    return min(float(gamma), 1e4 / float(np.finfo(z.dtype).eps))
 
 
 def _modulated(gamma: float, u: Array, p: Array, not_p: Array, minus_log_p: Array) -> tuple[Array, Array, Array, Array]:
@@ -585,9 +590,9 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 def _as_floating(x: Any) -> Array:
     """Native floating-point array; lists, integers and booleans become float64."""
     array: Array = np.asarray(x)
-    if array.dtype.name == "bfloat16":  # of ml_dtypes, which need not be there; NumPy knows no kind for it
-        return array
-    return array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.float64, copy=False)
+    # bfloat16 is of ml_dtypes, which need not be there; NumPy knows no kind for it.
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.astype(array.dtype.newbyteorder("=") if floating else np.float64, copy=False)
 
 
 def _arithmetic(x: Array) -> Array:
