@@ -76,7 +76,9 @@ def test_log1p_of_nothing_and_of_the_smallest(dtype):
 def test_log1p_of_fractions(dtype):
     tiny = np.finfo(dtype).tiny
     x = np.concatenate([np.geomspace(tiny, 1, 200_000), np.linspace(0, 1, 100_001)[1:], [tiny / 4]]).astype(dtype)
-    assert error_in_eps(elementary("log1p_of_fraction", x), np.log1p(x.astype(np.longdouble)), dtype) <= LOG_1P_OF_FRACTION
+    assert (
+        error_in_eps(elementary("log1p_of_fraction", x), np.log1p(x.astype(np.longdouble)), dtype) <= LOG_1P_OF_FRACTION
+    )
     ends = np.array([0, np.finfo(dtype).smallest_subnormal, np.nan], dtype)
     np.testing.assert_array_equal(elementary("log1p_of_fraction", ends), ends)
 

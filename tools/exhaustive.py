@@ -1,7 +1,8 @@
-"""Check ``exp`` and ``log1p`` of every instruction-set level over all float32 inputs of their ranges.
+"""Check the elementary functions of every instruction-set level over all float32 inputs of their ranges.
 
-exp: every x <= 0, -inf and the quiet NaN included; log1p: every finite x >= 0. The truth is NumPy's float64 function,
-whose error of about one unit in its last place is 2e-9 eps of float32. Exit status 1 if a bound is exceeded.
+exp: every x <= 0, -inf and NaN included; log1p: every finite x >= 0; log1p_of_fraction and log: every x in [0, 1]. The
+truth is NumPy's float64 function, whose error of about one unit in its last place is 2e-9 eps of float32. The exit
+status is 1 if a bound is exceeded.
 """
 
 from __future__ import annotations
@@ -43,7 +44,18 @@ class Function:
 FUNCTIONS: Mapping[str, Function] = {
     "exp": Function(np.exp, 0x80000000, 0xFF800000, 1.0, 1.0),
     "log1p": Function(np.log1p, 0x00000000, 0x7F7FFFFF, 1.5, 1.0),
+    "log1p_of_fraction": Function(np.log1p, 0x00000000, 0x3F800000, 2.0, 1.0),
+    "log": Function(np.log, 0x00000001, 0x3F800000, 1.5, 1.0),
 }
+
+
+# Where a relative error says nothing.
+ENDS = [
+    ("exp", np.array([0, -0.0, -np.inf, np.nan], np.float32), [1, 1, 0, np.nan]),
+    ("log1p", np.array([0, np.nan], np.float32), [0, np.nan]),
+    ("log1p_of_fraction", np.array([0, np.nan], np.float32), [0, np.nan]),
+    ("log", np.array([0, 1, np.nan], np.float32), [-np.inf, 0, np.nan]),
+]
 
 
 @dataclass(frozen=True)
@@ -86,15 +98,15 @@ def errors_of_chunk(name: str, first_bits: int, stop_bits: int) -> dict[str, Err
     with np.errstate(under="ignore"):
         exact = FUNCTIONS[name].exact(x, dtype=np.float64)
         rounded = exact.astype(np.float32)
-    # 0 belongs to the subnormal results: exp is 0 where it underflows, log1p(0) is.
-    normal = exact >= TINY
+    # 0 belongs to the subnormal results: exp is 0 where it underflows, log1p(0) and log(1) are.
+    normal = np.abs(exact) >= TINY
     y = np.empty_like(x)
     errors = {}
     for level in _config.usable_levels():
         _config.use_level(level)
         engine.elementary(name, x, y)
         difference = np.abs(y - exact)
-        worst = largest((difference / exact / EPS)[normal], x[normal]) if normal.any() else (0.0, 0.0)
+        worst = largest(difference[normal] / np.abs(exact[normal]) / EPS, x[normal])
         subnormal = largest(difference[~normal] / SMALLEST_SUBNORMAL, x[~normal])
         errors[level] = Errors(*worst, *subnormal, int(np.count_nonzero(y != rounded)), x.size)
     return errors
@@ -118,16 +130,15 @@ def shown(results: Iterable[dict[str, Errors]], total: int, name: str) -> Iterat
 
 
 def check_ends(level: str) -> list[str]:
-    """Check the results for which a relative error says nothing; return what is wrong."""
+    """Check the ends of the ranges; return what is wrong."""
     _config.use_level(level)
-    x = np.array([0.0, -0.0, -np.inf, np.nan], np.float32)
-    y = np.empty_like(x)
-    engine.elementary("exp", x, y)
-    wrong = [] if np.array_equal(y, [1, 1, 0, np.nan], equal_nan=True) else [f"exp of {x} is {y}"]
-    x = np.array([0.0, np.nan], np.float32)
-    y = np.empty_like(x)
-    engine.elementary("log1p", x, y)
-    return wrong if np.array_equal(y, x, equal_nan=True) else [*wrong, f"log1p of {x} is {y}"]
+    wrong = []
+    for name, x, exact in ENDS:
+        y = np.empty_like(x)
+        engine.elementary(name, x, y)
+        if not np.array_equal(y, exact, equal_nan=True):
+            wrong.append(f"{name} of {x} is {y}, not {exact}")
+    return wrong
 
 
 def main() -> int:
@@ -145,7 +156,7 @@ def main() -> int:
                 totals = {level: total.joined(errors[level]) for level, total in totals.items()}
             for level, found in totals.items():
                 print(
-                    f"{name:<6}{level:<10}{found.n_inputs:>13,} inputs; worst {found.worst:.4f} eps at "
+                    f"{name:<18}{level:<10}{found.n_inputs:>13,} inputs; worst {found.worst:.4f} eps at "
                     f"{found.worst_at!r} ({found.worst_at.hex()}); subnormal results {found.subnormal:.3f} of the "
                     f"smallest at {found.subnormal_at!r}; {found.n_misrounded:,} "
                     f"({found.n_misrounded / found.n_inputs:.3%}) not correctly rounded",

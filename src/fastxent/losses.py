@@ -189,8 +189,9 @@ class FocalLoss(SoftmaxLoss):
 
     Infinities and NaN are those of :class:`CrossEntropy`; a certain and right row (gradient 0 there) has loss 0.
 
-    Accuracy: within (8 + gamma (4 + gap)) eps relative, gap the distance of the two largest logits, for class indices;
-    finite for every finite logit and every gamma.
+    Accuracy: value within (8 + gap + gamma (4 + gap)) eps relative for class indices, gap the distance of the two largest
+    logits; gradient elements likewise, with max(z) - z_c for the first gap where that is larger; finite for every finite
+    logit and every gamma.
 
     References
     ----------

@@ -68,7 +68,7 @@ INLINE VECTOR polynomial(const REAL *coefficients, int count, VECTOR x)
     return value;
 }
 
-/* exp(x) for x <= 0. Below the threshold 0 is put in place of a product that would underflow: processors take a hundred
+/* exp(x) for x <= 0, within 0.667 eps of every float32 (0.873 without fused multiply-add; make exhaustive). Below the threshold 0 is put in place of a product that would underflow: processors take a hundred
  * cycles over those, and masked logits are common. */
 INLINE VECTOR exp_nonpositive(VECTOR x)
 {
@@ -109,7 +109,7 @@ INLINE VECTOR log_of_normal(VECTOR u, VECTOR correction)
     return k * LN2_HIGH - ((half_square - (s * (half_square + tail) + (k * LN2_LOW + correction))) - f);
 }
 
-/* log(x) for 0 <= x < inf: -inf at 0, and subnormal numbers are scaled into the normal ones. */
+/* log(x) for 0 <= x < inf, within 0.677 eps of every float32 up to 1: -inf at 0, and subnormal numbers are scaled into the normal ones. */
 INLINE VECTOR log_of_fraction(VECTOR x)
 {
     const MASK is_small = less(x, broadcast(SMALLEST_NORMAL));
@@ -120,13 +120,14 @@ INLINE VECTOR log_of_fraction(VECTOR x)
     return choose(less(broadcast(0), x), of_positive, choose(equal(x, x), broadcast((REAL)-INFINITY), x));
 }
 
-/* log(1 + x) for x >= 0, finite, with u = 1 + x rounded and its inverse, which the callers have anyway. */
+/* log(1 + x) for x >= 0, finite, within 0.687 eps of every float32, with u = 1 + x rounded and its inverse, which the callers have anyway. */
 INLINE VECTOR log1p_nonnegative(VECTOR x, VECTOR u, VECTOR inverse)
 {
     return log_of_normal(u, (x - (u - (REAL)1)) * inverse);
 }
 
-/* log(1 + e) for 0 <= e <= 1, as 2 atanh(s / 2) with s = 2 e / (2 + e) <= 2/3: half the work of the general one. */
+/* log(1 + e) for 0 <= e <= 1, as 2 atanh(s / 2) with s = 2 e / (2 + e) <= 2/3: half the work of the general one,
+ * within 1.474 eps of every float32. */
 INLINE VECTOR log1p_of_fraction(VECTOR e)
 {
     const VECTOR s = (e + e) / (e + (REAL)2), z = s * s;

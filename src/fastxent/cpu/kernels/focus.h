@@ -21,11 +21,21 @@ INLINE FOCUS focus_of(const fx_job *job)
     return focus;
 }
 
-/* r^gamma, r in [0, 1], gamma > 0; in log space, so that it is 0 only where the exponential is. */
+/* r^gamma, r in [0, 1], gamma > 0. The whole part of gamma by squaring, which multiplies the error of r by gamma and no
+ * more; the rest in log space, where the roundings of the logarithm come on top of that (1.2 times DESIGN 2.5 at gamma 20). */
 NOINLINE VECTOR power_of_fraction(VECTOR r, REAL gamma)
 {
-    const VECTOR exponent = gamma * log_of_fraction(r);
-    return exp_nonpositive(choose(less(broadcast(0), exponent), broadcast(0), exponent)); /* r may round to above 1 */
+    enum { MOST = 1024 };
+    unsigned whole = gamma < MOST ? (unsigned)gamma : 0;
+    const REAL rest = gamma - (REAL)whole;
+    VECTOR power = broadcast(1), square = r;
+    for (; whole; whole >>= 1, square *= square)
+        if (whole & 1) power *= square;
+    if (rest > 0) {
+        const VECTOR exponent = rest * log_of_fraction(r);
+        power *= exp_nonpositive(choose(less(broadcast(0), exponent), broadcast(0), exponent)); /* r may round to above 1 */
+    }
+    return power;
 }
 
 INLINE VECTOR modulation_of(VECTOR r, FOCUS focus)

@@ -32,15 +32,26 @@ INLINE VECTOR row_maximum(const REAL *z, int64_t n)
     return maximum(maximum(a, b), maximum(c, d));
 }
 
-/* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory:
- * the arithmetic takes about as long as that, and hardware prefetchers stop at the end of what is being read. */
-INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next)
+/* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory,
+ * and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers stop at the
+ * end of what is being read. */
+INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next, STREAM *pending)
 {
     const VECTOR m = broadcast(max);
     int64_t i = 0;
     if (UNLIKELY(!isfinite(max))) {
         for (; i < n; i += LANES) store(e + i, exponential_any(load_up_to(z + i, n - i, (REAL)-INFINITY), m));
         return;
+    }
+    if (pending) {
+        STREAM stream = *pending;
+        const VECTOR factor = broadcast(stream.factor);
+        for (const int64_t both = at_most(n, stream.left); i + LANES <= both; i += LANES) {
+            prefetch(next + i);
+            stream_store(stream.out + i, load(stream.from + i) * factor);
+            store(e + i, exponential(load(z + i), m));
+        }
+        pending->out += i, pending->from += i, pending->left -= i;
     }
     for (; i + LANES <= n; i += LANES) {
         prefetch(next + i);
@@ -113,6 +124,8 @@ INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
 typedef struct {
     REAL *e, *mass, *curvature, *terms; /* [rows_per_group][padded], but terms [padded] */
     REAL *grad_stage, *hess_stage; /* packed, for streaming */
+    REAL *streamed_stage;          /* what `pending` is streamed from, while the other stage is filled */
+    STREAM pending;
     int64_t padded;
     int rows_per_group;
 } ROWS;
@@ -132,7 +145,8 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
     REAL *next = scratch;
     rows->e = next, next += group;
-    rows->mass = rows->curvature = rows->terms = rows->grad_stage = rows->hess_stage = NULL;
+    rows->mass = rows->curvature = rows->terms = rows->grad_stage = rows->streamed_stage = rows->hess_stage = NULL;
+    rows->pending.left = 0;
     if (is_soft(job)) {
         rows->mass = next, next += group;
         rows->terms = next, next += round_up(rows->padded, line);
@@ -140,6 +154,7 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     }
     if (job->stream) {
         rows->grad_stage = next, next += group + line;
+        rows->streamed_stage = next, next += group + line;
         if (job->hess.data) rows->hess_stage = next, next += group + line;
     }
     return (size_t)(next - scratch) * sizeof(REAL);
@@ -262,7 +277,21 @@ INLINE void flush_group(const BLOCK *block, const fx_array *array, const REAL *s
             copy_out(row_of(array, row + lane), stage + lane * n_classes, n_classes, 1);
 }
 
-static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int rows)
+/* The gradient of a group without gaps goes out while the exponentials of the next one are computed. */
+INLINE void send_gradient(const BLOCK *block, ROWS *scratch, int64_t row, int rows)
+{
+    const int64_t n_classes = block->job->n_classes;
+    REAL *stage = scratch->grad_stage;
+    if (!stage || block->grad.inner != n_classes) {
+        flush_group(block, &block->grad, stage, row, rows);
+        return;
+    }
+    scratch->pending = stream_begin(row_of(&block->grad, row), stage, 1, rows * n_classes);
+    scratch->grad_stage = scratch->streamed_stage;
+    scratch->streamed_stage = stage;
+}
+
+static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     const int64_t n_classes = job->n_classes, padded = scratch->padded, n_vectors = padded / LANES;
@@ -291,9 +320,10 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
             if (high[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
         }
-        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane));
+        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane), &scratch->pending);
         parts[lane] = sum_of(e, n_vectors);
     }
+    stream_end(&scratch->pending);
     const VECTOR all = reduce_sum(parts);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
@@ -324,7 +354,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
                 for (int64_t i = 0; i < n_classes; i += LANES)
                     store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
         }
-        flush_group(block, &block->grad, scratch->grad_stage, row, rows);
+        send_gradient(block, scratch, row, rows);
         return;
     }
 
@@ -395,7 +425,7 @@ static void compute_group(BLOCK *block, const ROWS *scratch, int64_t row, int ro
             grad[block->label[row + lane]] = target_gradients[lane];
         }
     }
-    flush_group(block, &block->grad, scratch->grad_stage, row, rows);
+    send_gradient(block, scratch, row, rows);
     flush_group(block, &block->hess, scratch->hess_stage, row, rows);
 }
 
@@ -407,6 +437,7 @@ static void compute_rows(BLOCK *block, REAL *memory)
         const int64_t left = block->rows - row;
         compute_group(block, &scratch, row, left < scratch.rows_per_group ? (int)left : scratch.rows_per_group);
     }
+    stream_end(&scratch.pending);
 }
 
 /* ---- long rows ---- */
@@ -510,7 +541,7 @@ static double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int6
 INLINE REAL *long_row_exponentials(const LONG_ROW *scratch, int64_t j, const REAL *z, REAL max, int64_t n)
 {
     REAL *e = scratch->e;
-    if (!scratch->kept) row_exponentials(e, z, max, n, z);
+    if (!scratch->kept) row_exponentials(e, z, max, n, z, NULL);
     else if (scratch->factor[j] == 1) e = scratch->kept + j * CHUNK;
     else scale_out(e, scratch->kept + j * CHUNK, broadcast(scratch->factor[j]), round_up(n, LANES), 0);
     return e;
@@ -529,7 +560,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         const REAL *z = chunk_of(block, row, first, n, scratch->z);
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
-        row_exponentials(e, z, max, n, z + CHUNK);
+        row_exponentials(e, z, max, n, z + CHUNK, NULL);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
         scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;

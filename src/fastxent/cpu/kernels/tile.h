@@ -158,6 +158,7 @@ typedef struct {
     const fx_array *array;
     REAL *stage;
     int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
+    STREAM stream; /* from the stage to the array */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
@@ -174,10 +175,14 @@ INLINE void put_tile(const TILE_OUTPUT *output, const REAL *tile, int64_t row, i
     else store_tile(tile, row_of(output->array, row), output->array->inner, output->array->klass, rows, n_classes);
 }
 
-static void flush_stage(const BLOCK *block, const TILE_OUTPUT *output)
+static void flush_stage(const BLOCK *block, TILE_OUTPUT *output)
 {
     const int64_t n_classes = block->job->n_classes;
     if (!output->stage) return;
+    if (output->stream.left) {
+        stream_end(&output->stream);
+        return;
+    }
     const int64_t first = output->direct ? block->rows / LANES * LANES : 0;
     if (output->array->inner == n_classes)
         copy_out(row_of(output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
@@ -212,7 +217,7 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
     const fx_array *arrays[] = {grad, hess};
     for (int i = 0; i < COUNT(outputs); i++) {
-        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0;
+        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->stream.left = 0;
         if (!is_staged(job, arrays[i])) continue;
         outputs[i]->stage = next, next += stage;
         outputs[i]->direct = !job->stream && is_exact(job->n_classes) && arrays[i]->inner == job->n_classes;
@@ -499,6 +504,17 @@ INLINE void prefetch_tile(const BLOCK *block, int64_t row)
     for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
 }
 
+/* Stream out what was staged, but for the last values, which are not ready to be loaded. */
+INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_done)
+{
+    enum { BEHIND = 1024 };
+    const int64_t n_classes = block->job->n_classes;
+    if (!block->job->stream || !output->stage || output->array->inner != n_classes || rows_done * n_classes <= BEHIND) return;
+    if (!output->stream.left)
+        output->stream = stream_begin(row_of(output->array, 0), output->stage, 1, block->rows * n_classes);
+    stream_until(&output->stream, (block->rows - rows_done) * n_classes + BEHIND);
+}
+
 static void compute_tiles(BLOCK *block, REAL *scratch)
 {
     const fx_job *job = block->job;
@@ -520,6 +536,7 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
             else if (index) TILE_INDEX(tile.z, job->n_classes);
             else tile_index_rare(block, &tile, tile.z, row, rows);
         }
+        stream_stage(block, &tile.grad_out, row);
     }
     flush_stage(block, &tile.grad_out);
     flush_stage(block, &tile.hess_out);
