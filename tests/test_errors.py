@@ -71,7 +71,7 @@ def float32_probabilities(position, value):
 
 
 WANTED = "target must be integer class indices of shape (4,) or probabilities of shape (4, 3); got "
-LOGITS = " must be float32 or float64, or integers, booleans or lists of numbers; got "
+LOGITS = " must be float16, bfloat16, float32 or float64, or integers, booleans or lists of numbers; got "
 WEIGHT_KINDS = "class_weight must be None, 'balanced', a dict or a 1-D array; got "
 REDUCTIONS = "reduction must be one of 'none', 'sum', 'mean'; got "
 INPUTS = "inputs must be one of 'logits', 'log_probs', 'probs'; got "

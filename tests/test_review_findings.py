@@ -135,3 +135,70 @@ def test_balanced_class_weight_of_the_wrong_shape():
         ValueError, match=r"^target must be integer class indices or probabilities of shape \(\.\.\., 4\)"
     ):
         fx.balanced_class_weight(np.zeros((5, 3)), 4)
+
+
+# Chunks of the elementwise kernels that are exactly one row once took weights per label from a buffer nobody had filled.
+@pytest.mark.parametrize("n_labels", [257, 300, 511, 512, 513, 600, 1023, 1024, 1025])
+def test_weights_per_label_in_every_row(isa, dtype, n_labels):
+    rng = np.random.default_rng(n_labels)
+    logits, pos_weight = np.zeros((4, n_labels), dtype), rng.uniform(0.5, 2, n_labels)
+    each = fx.BinaryCrossEntropy(pos_weight, reduction="none")(logits, np.ones_like(logits))
+    np.testing.assert_allclose(each, np.tile(pos_weight * np.log(2), (4, 1)), rtol=8 * np.finfo(dtype).eps)
+
+
+def test_losses_beyond_float32_are_finite_doubles(isa):
+    loss = fx.BinaryCrossEntropy(pos_weight=3.4e38, reduction="sum")
+    for z in (-0.9, -1.0, -30.0, -1e30):
+        exact = 3.4e38 * np.logaddexp(0, -np.float64(np.float32(z)))
+        assert loss(np.float32([z]), [1]) == pytest.approx(exact, rel=1e-6)
+    loss = fx.BinaryCrossEntropy(pos_weight=1e38, reduction="sum", inputs="probs")
+    assert loss(np.float32([1e-10]), [1]) == pytest.approx(1e38 * 10 * np.log(10), rel=1e-6)
+
+
+# A distance that overflows float32 once left a NaN in the low half of a compensated sum, in rows of several chunks.
+@pytest.mark.parametrize("loss", [fx.CrossEntropy, fx.FocalLoss])
+@pytest.mark.parametrize("n_classes", [1000, 1600, 3000, 9000])
+def test_distances_beyond_float32(isa, loss, n_classes):
+    logits = np.zeros((1, n_classes), np.float32)
+    logits[0, 0], logits[0, 700] = 3e38, -3e38
+    value, grad = loss(label_smoothing=0.1, reduction="sum").value_and_grad(logits, [0])
+    exact = 0.1 / n_classes * ((n_classes - 2) * 3e38 + 6e38)
+    assert value == pytest.approx(exact, rel=1e-5)
+    assert np.isfinite(grad).all()
+
+
+def test_weights_that_float32_cannot_hold_give_no_nan(isa):
+    logits = np.float32([[100, -10]])
+    for weight in (1e39, 1e300, 1e-50, 1e-320):
+        for loss in (fx.CrossEntropy, fx.FocalLoss):
+            results = loss(reduction="sum").value_grad_hess(logits, [0], [weight])
+            assert all(np.isfinite(r).all() for r in results)
+        results = fx.BinaryFocalLoss(reduction="sum").value_grad_hess(np.float32([-200]), [0], [weight])
+        assert all(np.isfinite(r).all() for r in results)
+    # The limits of tiny weights at probability 0 are those of any weight.
+    _, grad = fx.CrossEntropy(inputs="probs", reduction="sum").value_and_grad(np.float32([[0, 1]]), [0], [1e-50])
+    np.testing.assert_array_equal(grad, [[-np.inf, 0]])
+    _, grad = fx.BinaryCrossEntropy(inputs="probs", reduction="sum").value_and_grad(np.float32([0]), [1], [1e-50])
+    np.testing.assert_array_equal(grad, [-np.inf])
+
+
+# Targets are compared with ignore_index as they are, not as they are rounded for the arithmetic.
+@pytest.mark.parametrize(("ignored", "near"), [(1, 1 - 1e-12), (0, 1e-60)])
+def test_ignored_is_who_equals_exactly(isa, ignored, near):
+    loss = fx.BinaryCrossEntropy(ignore_index=ignored)
+    assert loss(np.float32([0]), np.array([near])) == pytest.approx(np.log(2), rel=1e-6)
+    assert loss(np.float32([0]), np.array([float(ignored)])) == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("bfloat16", [0, np.nan]), r"target must be in \[0, 1\] or equal to ignore_index; got nan at index 1"),
+        (("float16", [0, 2]), r"target must be in \[0, 1\] or equal to ignore_index; got 2.0 at index 1"),
+    ],
+)
+def test_errors_come_without_warnings(targets, message):
+    dtype, values = targets
+    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    with pytest.raises(ValueError, match=message):
+        fx.BinaryCrossEntropy(ignore_index=-100000)(np.zeros(2, np.float32), np.array(values).astype(dtype))

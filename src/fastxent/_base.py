@@ -286,7 +286,7 @@ def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: in
         if ((counted < 0) | (counted >= n_classes)).any():
             _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
         return balanced_class_weight(counted, n_classes)
-    rows = np.moveaxis(labels, axis, -1).reshape(-1, n_classes)
+    rows = np.moveaxis(labels, axis, -1).reshape(-1, n_classes).astype(np.float64)
     if not (np.isfinite(rows) & (rows >= 0)).all():
         _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
     if ignore_index is not None and 0 <= ignore_index < n_classes:

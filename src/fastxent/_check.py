@@ -93,7 +93,8 @@ def option_fraction(argument: str, value: Any) -> float:
 
 
 def _option_real(argument: str, value: Any) -> Any:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
+    real = isinstance(value, numbers.Real) or (isinstance(value, np.generic) and is_floating(value.dtype))
+    if isinstance(value, bool | np.bool_) or not real:
         fail(TypeError, argument, "be a real number", repr(value))
     return plain(value)
 
@@ -120,7 +121,9 @@ def option_pos_weight(value: Any) -> float | tuple[float, ...] | None:
         weights = np.asarray(value)
     except (TypeError, ValueError):
         fail(TypeError, "pos_weight", rule, repr(value))
-    if weights.dtype.kind not in "uif" and weights.size:
+    if is_floating(weights.dtype):
+        weights = weights.astype(np.float64)
+    elif weights.dtype.kind not in "ui" and weights.size:
         fail(TypeError, "pos_weight", rule, _described(value, weights))
     if weights.ndim == 0:
         return _weight("pos_weight", weights.item())
@@ -382,12 +385,16 @@ def apart(argument: str, out: Array, **others: Any) -> None:
 # ---- what the engine's survey found ----
 
 
+def _as_doubles(array: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(np.float64)
+
+
 def explain_sample_weight(weights: Any) -> NoReturn:
     """The first sample weight that is negative or not finite."""
     array = np.asarray(weights)
-    with np.errstate(over="ignore"):
-        as_double = array.astype(np.float64)
-    flat = int(np.argmin(np.isfinite(as_double) & (array >= 0)))
+    wide = _as_doubles(array)
+    flat = int(np.argmin(np.isfinite(wide) & (wide >= 0)))
     value = plain(array.reshape(-1)[flat])
     fail(ValueError, "sample_weight", "be finite and >= 0", value, index_of(flat, array.shape))
 
@@ -395,7 +402,8 @@ def explain_sample_weight(weights: Any) -> NoReturn:
 def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
     """The first class index out of range, or the first probability that is negative or not finite."""
     if is_floating(targets.dtype):
-        good, rule = np.isfinite(targets) & (targets >= 0), "be finite and >= 0"
+        wide = _as_doubles(targets)
+        good, rule = np.isfinite(wide) & (wide >= 0), "be finite and >= 0"
         if good.all():
             with np.errstate(over="ignore"):
                 good, rule = np.isfinite(targets.astype(arithmetic(dtype))), f"be finite in {arithmetic(dtype)}"
@@ -409,9 +417,10 @@ def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.d
 
 def explain_binary_target(targets: Array, ignore_index: int | None) -> NoReturn:
     """The first target outside [0, 1]."""
-    good, rule = (targets >= 0) & (targets <= 1), "be in [0, 1]"
+    wide = _as_doubles(targets) if is_floating(targets.dtype) else targets
+    good, rule = (wide >= 0) & (wide <= 1), "be in [0, 1]"
     if ignore_index is not None:
-        good |= targets == ignore_index
+        good |= wide == ignore_index
         rule += " or equal to ignore_index"
     _fail_at_first_bad(targets, good, rule)
 

@@ -75,16 +75,17 @@ INLINE VECTOR binary_value(const BINARY *x, MASSES masses)
 INLINE VECTOR binary_gradient(const BINARY *x, MASSES masses) { return masses.negative * x->p - masses.positive * x->q; }
 INLINE VECTOR binary_hessian(const BINARY *x, MASSES masses) { return (masses.positive + masses.negative) * (x->p * x->q); }
 
-/* With respect to a probability; the masses include weight and divisor, because mass / p may overflow where that of the
- * scaled mass does not. */
-INLINE VECTOR over(VECTOR mass, VECTOR x) { return choose(equal(mass, broadcast(0)), broadcast(0), mass / x); }
-INLINE VECTOR probability_gradient(const BINARY *x, MASSES masses)
+/* With respect to a probability, times `scale`, which comes first because mass / p may overflow where scale mass / p does
+ * not. */
+INLINE VECTOR over(VECTOR mass, VECTOR scaled, VECTOR x) { return choose(equal(mass, broadcast(0)), broadcast(0), scaled / x); }
+INLINE VECTOR probability_gradient(const BINARY *x, MASSES masses, VECTOR scale)
 {
-    return over(masses.negative, x->q) - over(masses.positive, x->p);
+    return over(masses.negative, scale * masses.negative, x->q) - over(masses.positive, scale * masses.positive, x->p);
 }
-INLINE VECTOR probability_hessian(const BINARY *x, MASSES masses)
+INLINE VECTOR probability_hessian(const BINARY *x, MASSES masses, VECTOR scale)
 {
-    return over(over(masses.negative, x->q), x->q) + over(over(masses.positive, x->p), x->p);
+    return over(masses.negative, scale * masses.negative / x->q, x->q)
+         + over(masses.positive, scale * masses.positive / x->p, x->p);
 }
 
 /* Focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017) with r = 1 - p_t = positive q + negative p:

@@ -108,7 +108,7 @@ INLINE double sample_weight(const BLOCK *block, int64_t row)
 INLINE REAL class_weight(const fx_job *job, int64_t c) { return job->class_weight ? ((const REAL *)job->class_weight)[c] : 1; }
 
 /* Probabilities whose whole mass lies on the ignored class: the one-hot form of an ignored label. */
-static int is_ignored_one_hot(const BLOCK *block, int64_t row)
+RARE int is_ignored_one_hot(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     if (!job->has_ignore_index || (uint64_t)job->ignore_index >= (uint64_t)job->n_classes) return 0;
@@ -124,12 +124,22 @@ static int is_ignored_one_hot(const BLOCK *block, int64_t row)
 
 /* Whether a row counts although its target has no mass: smoothing gives it some, unless all of that is masked. What
  * counts is decided without a look at the logits. */
-static int counts_without_mass(const fx_job *job)
+RARE int counts_without_mass(const fx_job *job)
 {
     if (!(job->label_smoothing > 0)) return 0;
     for (int64_t c = 0; c < job->n_classes; c++)
         if (class_weight(job, c) > 0) return 1;
     return 0;
+}
+
+/* The scales of gradients. One that REAL cannot hold becomes the nearest that it can: 0 times infinity, and 0 over 0 where
+ * the inputs are probabilities, would be NaN. */
+static void scales_of(REAL *scale, const double *weight, int64_t n, double divisor)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const double exact = weight[i] / divisor, held = exact > (double)REAL_LARGEST ? (double)REAL_LARGEST : exact;
+        scale[i] = held > 0 && held < (double)REAL_SMALLEST ? REAL_SMALLEST : (REAL)held;
+    }
 }
 
 /* Clamp the labels and weigh the rows one by one: ignored rows, labels out of range, weights. */
@@ -148,7 +158,7 @@ static void prepare_weights(BLOCK *block)
         if (job->sample_weight.data && weight != 0) weight *= sample_weight(block, i);
         block->weight[i] = weight;
     }
-    for (int64_t i = 0; i < block->rows; i++) block->scale[i] = (REAL)(block->weight[i] / job->divisor);
+    scales_of(block->scale, block->weight, block->rows, job->divisor);
 }
 
 static void prepare(BLOCK *block)
@@ -170,7 +180,7 @@ static void prepare(BLOCK *block)
         prepare_weights(block);
 }
 
-static void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
+RARE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
 {
     if (!array->data) return;
     if (is_half(type)) {
@@ -262,8 +272,8 @@ static double survey_labels(const BLOCK *block, int *flaws)
 }
 
 /* Row sums of w t, and whether every t is finite as REAL and >= 0; runs along the axis with the smaller stride. */
-#define SURVEY_PROBABILITIES(name, type, AS_DOUBLE)                                                   \
-    static int survey_##name(const BLOCK *block, double *RESTRICT mass)                               \
+#define SURVEY_PROBABILITIES(storage, name, type, AS_DOUBLE)                                          \
+    storage int survey_##name(const BLOCK *block, double *RESTRICT mass)                               \
     {                                                                                                 \
         const fx_job *job = block->job;                                                               \
         const ptrdiff_t row_stride = block->target.inner, class_stride = block->target.klass;         \
@@ -292,10 +302,10 @@ static double survey_labels(const BLOCK *block, int *flaws)
 #define AS_REAL(t) ((double)(REAL)(t))
 #define AS_FLOAT16(t) ((double)of_float16(t))
 #define AS_BFLOAT16(t) ((double)of_bfloat16(t))
-SURVEY_PROBABILITIES(float16, uint16_t, AS_FLOAT16)
-SURVEY_PROBABILITIES(bfloat16, uint16_t, AS_BFLOAT16)
-SURVEY_PROBABILITIES(float32, float, AS_REAL)
-SURVEY_PROBABILITIES(float64, double, AS_REAL)
+SURVEY_PROBABILITIES(RARE, float16, uint16_t, AS_FLOAT16)
+SURVEY_PROBABILITIES(RARE, bfloat16, uint16_t, AS_BFLOAT16)
+SURVEY_PROBABILITIES(static, float32, float, AS_REAL)
+SURVEY_PROBABILITIES(static, float64, double, AS_REAL)
 
 enum { MAXIMAL_ROWS_PER_BLOCK = 1024 };
 

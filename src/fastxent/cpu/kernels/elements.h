@@ -74,13 +74,17 @@ static void gather(const fx_job *job, const fx_array *array, int type, int64_t o
     FOR_RUNS(run, array, outer, first, n) read_reals(array, type, run.offset, run.stride, run.n, out + done);
 }
 
+RARE void read_half_doubles(const fx_array *array, int type, RUN run, double *out)
+{
+    for (int64_t i = 0; i < run.n; i++) out[i] = number_at(array, type, run.offset + i * run.stride);
+}
+
 static void gather_doubles(const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n,
                            double *out)
 {
     FOR_RUNS(run, array, outer, first, n)
     {
-        if (is_half(type))
-            for (int64_t i = 0; i < run.n; i++) out[done + i] = number_at(array, type, run.offset + i * run.stride);
+        if (is_half(type)) read_half_doubles(array, type, run, out + done);
         else fx_read_doubles(array->data, type, run.offset, run.stride, run.n, out + done);
     }
 }
@@ -118,162 +122,14 @@ INLINE REAL *output_of(const ELEMENTS *chunk, const fx_array *array, REAL *buffe
     return !array->data ? NULL : place ? place : buffer;
 }
 
-/* Weights, and which elements are ignored; targets are 0 to 1 or equal to ignore_index, as the survey has seen. */
-static void prepare_elements(ELEMENTS *chunk, const REAL *t)
+/* Weights per label are the same for all chunks of a block that are whole rows: gathered once. */
+static const REAL *pos_weight_of(const ELEMENTS *chunk, int first_of_block)
 {
     const fx_job *job = chunk->job;
-    double *weight = chunk->rows.weight;
-    const REAL ignored = (REAL)job->ignore_index;
-    if (job->sample_weight.data)
-        gather_doubles(job, &job->sample_weight, job->sample_weight_type, chunk->outer, chunk->first, chunk->n, weight);
-    else
-        for (int64_t i = 0; i < chunk->n; i++) weight[i] = 1;
-    if (job->has_ignore_index)
-        for (int64_t i = 0; i < chunk->n; i++) weight[i] = t[i] == ignored ? 0 : weight[i];
-    for (int64_t i = 0; i < chunk->n; i++) chunk->rows.scale[i] = (REAL)(weight[i] / job->divisor);
-}
-
-static void finish_elements(ELEMENTS *chunk, REAL *grad, REAL *hess)
-{
-    double *value = chunk->rows.value;
-    const double *weight = chunk->rows.weight;
-    for (int64_t i = 0; i < chunk->n; i++) value[i] = weight[i] == 0 ? 0 : value[i] * weight[i];
-    if (grad)
-        for (int64_t i = 0; i < chunk->n; i++) grad[i] = weight[i] == 0 ? 0 : grad[i];
-    if (hess)
-        for (int64_t i = 0; i < chunk->n; i++) hess[i] = weight[i] == 0 ? 0 : hess[i];
-}
-
-/* In float32 a weight times a finite logit may overflow; the loss is still a finite double. */
-#if REAL_BITS == 32
-NOINLINE void widen_elements(double *value, const REAL *z, MASSES masses, int64_t n)
-{
-    REAL positive[LANES], negative[LANES];
-    store(positive, masses.positive), store(negative, masses.negative);
-    for (int64_t i = 0; i < n && i < LANES; i++)
-        if (isinf(value[i]) && isfinite(z[i]))
-            value[i] = z[i] < 0 ? -(double)positive[i] * (double)z[i] : (double)negative[i] * (double)z[i];
-}
-#endif
-
-enum { VALUE, GRADIENT, HESSIAN };
-
-/* Elements without a weight of their own (pos_weight or alpha 0) are not looked at: `counts`. task, inputs and derivatives
- * are constants at the calls, so that each gets its own loop. */
-INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
-                         const int task, const int inputs, const int derivatives)
-{
-    const fx_job *job = chunk->job;
-    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
-    const FOCUS focus = focus_of(job);
-    const VECTOR alpha = broadcast(job->alpha < 0 ? 1 : (REAL)job->alpha);
-    const VECTOR one_minus_alpha = broadcast(job->alpha < 0 ? 1 : (REAL)(1 - job->alpha));
-    for (int64_t i = 0; i < chunk->n; i += LANES) {
-        const int64_t left = chunk->n - i;
-        const VECTOR z_i = load_up_to(z + i, left, 0), scale = load(chunk->rows.scale + i);
-        const BINARY x = inputs == FX_PROBS ? binary_of_probability(z_i) : binary_of(z_i);
-        MASSES masses = masses_of(load_up_to(t + i, left, 0), smoothing);
-        if (task == FX_BINARY_FOCAL) {
-            const BINARY_FOCAL focal = binary_focal_of(&x, masses, focus, alpha, one_minus_alpha);
-            const MASK counts = less(broadcast(0), focal.alpha);
-            put_values(&chunk->rows, keep(counts, binary_focal_value(&focal)), i);
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_focal_gradient(&focal)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_focal_hessian(&focal, &x)), left);
-            continue;
-        }
-        if (pos_weight) masses.positive *= load_up_to(pos_weight + i, left, 0);
-        const MASK counts = less(broadcast(0), masses.positive + masses.negative);
-        const VECTOR value = keep(counts, binary_value(&x, masses));
-        put_values(&chunk->rows, value, i);
-#if REAL_BITS == 32
-        if (UNLIKELY(has_infinite(value)) && inputs == FX_LOGITS) widen_elements(chunk->rows.value + i, z + i, masses, left);
-#endif
-        if (inputs == FX_PROBS) {
-            masses.positive *= scale;
-            masses.negative *= scale;
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, probability_gradient(&x, masses)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, probability_hessian(&x, masses)), left);
-        } else {
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_gradient(&x, masses)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_hessian(&x, masses)), left);
-        }
-    }
-}
-
-static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
-{
-    const int is_log = chunk->job->task == FX_LOG_SIGMOID;
-    for (int64_t i = 0; i < chunk->n; i += LANES) {
-        const BINARY x = binary_of(load_up_to(z + i, chunk->n - i, 0));
-        store_up_to(out + i, is_log ? -x.softplus_minus : x.p, chunk->n - i);
-    }
-}
-
-#define BINARY_CHUNK(derivatives)                                                                                      \
-    do {                                                                                                               \
-        if (job->task == FX_BINARY_FOCAL) binary_chunk(chunk, z, t, NULL, grad, hess, FX_BINARY_FOCAL, FX_LOGITS, derivatives); \
-        else if (job->inputs == FX_PROBS)                                                                              \
-            binary_chunk(chunk, z, t, pos_weight, grad, hess, FX_BINARY_CROSS_ENTROPY, FX_PROBS, derivatives);         \
-        else binary_chunk(chunk, z, t, pos_weight, grad, hess, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, derivatives);       \
-    } while (0)
-
-/* Returns the sum of the losses of the chunk. */
-static double compute_chunk(ELEMENTS *chunk, int first_of_block)
-{
-    const fx_job *job = chunk->job;
-    const int is_weighted = job->sample_weight.data || job->has_ignore_index;
-    const REAL *z = input_of(chunk, &job->logits, job->real_type, chunk->z), *pos_weight = NULL;
-    REAL *grad = output_of(chunk, &job->grad, chunk->grad), *hess = output_of(chunk, &job->hess, chunk->hess);
-    double sum = 0;
-    if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
-    else {
-        const REAL *t = input_of(chunk, &job->target, job->target_type, chunk->t);
-        if (is_weighted) prepare_elements(chunk, t);
-        else if (first_of_block)
-            for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);
-        if (job->pos_weight.data) {
-            const int repeats = job->pos_weight.inner == 0 && job->n_classes <= ELEMENTS_CHUNK;
-            pos_weight = repeats && !first_of_block ? chunk->pos_weight
-                         : input_of(chunk, &job->pos_weight, REAL_TYPE, chunk->pos_weight);
-        }
-        if (!grad) BINARY_CHUNK(VALUE);
-        else if (!hess) BINARY_CHUNK(GRADIENT);
-        else BINARY_CHUNK(HESSIAN);
-        if (is_weighted) finish_elements(chunk, grad, hess);
-        if (job->loss.data) {
-            for (int64_t i = 0; i < chunk->n; i++) chunk->out[i] = (REAL)chunk->rows.value[i];
-            scatter(chunk, &job->loss, chunk->out);
-        }
-        sum = sum_of_rows(chunk->rows.value, chunk->n);
-    }
-    if (grad == chunk->grad) scatter(chunk, &job->grad, grad);
-    if (hess == chunk->hess) scatter(chunk, &job->hess, hess);
-    return sum;
-}
-
-/* The elements of a block. */
-INLINE ELEMENTS elements_of(const fx_job *job, int64_t number)
-{
-    ELEMENTS elements;
-    elements.job = job;
-    elements.outer = number / job->n_blocks_per_outer;
-    elements.first = number % job->n_blocks_per_outer * job->rows_per_block;
-    elements.n = at_most(job->n_inner * job->n_classes - elements.first, job->rows_per_block);
-    return elements;
-}
-
-static double compute_elements(const fx_job *job, int64_t number, REAL *memory)
-{
-    const ELEMENTS block = elements_of(job, number);
-    const int64_t step = whole_rows(job->n_classes, ELEMENTS_CHUNK), end = block.first + block.n;
-    ELEMENTS chunk = block;
-    double sum = 0;
-    elements_scratch(memory, &chunk);
-    for (; chunk.first < end; chunk.first += step) {
-        chunk.n = at_most(end - chunk.first, step);
-        sum += compute_chunk(&chunk, chunk.first == block.first);
-    }
-    return sum;
+    const fx_array *array = &job->pos_weight;
+    if (array->inner != 0 || job->n_classes > ELEMENTS_CHUNK) return input_of(chunk, array, REAL_TYPE, chunk->pos_weight);
+    if (first_of_block) gather(job, array, REAL_TYPE, chunk->outer, chunk->first, chunk->n, chunk->pos_weight);
+    return chunk->pos_weight;
 }
 
 /* Which of n targets are ignored (`skip`), and whether all others are in [0, 1]: a loop per type that they are compared in. */
@@ -321,6 +177,167 @@ static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
     }
 #endif
     return survey_reals(input_of(chunk, target, job->target_type, t.reals), chunk->n, has_ignored, (REAL)job->ignore_index, skip);
+}
+
+/* The weights of the elements, 0 where they are ignored. */
+static void prepare_elements(ELEMENTS *chunk)
+{
+    const fx_job *job = chunk->job;
+    double *weight = chunk->rows.weight;
+    int32_t skip[ELEMENTS_CHUNK];
+    if (job->sample_weight.data)
+        gather_doubles(job, &job->sample_weight, job->sample_weight_type, chunk->outer, chunk->first, chunk->n, weight);
+    else
+        for (int64_t i = 0; i < chunk->n; i++) weight[i] = 1;
+    if (job->has_ignore_index) {
+        survey_chunk(chunk, skip);
+        for (int64_t i = 0; i < chunk->n; i++) weight[i] = skip[i] ? 0 : weight[i];
+    }
+    scales_of(chunk->rows.scale, weight, chunk->n, job->divisor);
+}
+
+static void finish_elements(ELEMENTS *chunk, REAL *grad, REAL *hess)
+{
+    double *value = chunk->rows.value;
+    const double *weight = chunk->rows.weight;
+    for (int64_t i = 0; i < chunk->n; i++) value[i] = weight[i] == 0 ? 0 : value[i] * weight[i];
+    if (grad)
+        for (int64_t i = 0; i < chunk->n; i++) grad[i] = weight[i] == 0 ? 0 : grad[i];
+    if (hess)
+        for (int64_t i = 0; i < chunk->n; i++) hess[i] = weight[i] == 0 ? 0 : hess[i];
+}
+
+/* In float32 a weight times a finite loss may overflow; that is still a finite double. */
+#if REAL_BITS == 32
+RARE void widen_elements(double *value, const REAL *z, MASSES masses, int64_t n, int inputs)
+{
+    REAL positive[LANES], negative[LANES];
+    store(positive, masses.positive), store(negative, masses.negative);
+    for (int64_t i = 0; i < n && i < LANES; i++) {
+        const double x = (double)z[i], log_sum = log1p(exp(-fabs(x)));
+        if (!isinf(value[i]) || !isfinite(x)) continue;
+        const double minus_log_p = inputs == FX_PROBS ? -log(x) : fmax(-x, 0) + log_sum;
+        const double minus_log_q = inputs == FX_PROBS ? -log1p(-x) : fmax(x, 0) + log_sum;
+        value[i] = (positive[i] == 0 ? 0 : (double)positive[i] * minus_log_p)
+                 + (negative[i] == 0 ? 0 : (double)negative[i] * minus_log_q);
+    }
+}
+#endif
+
+enum { VALUE, GRADIENT, HESSIAN };
+
+/* Elements without a weight of their own (pos_weight or alpha 0) are not looked at: `counts`. task, inputs and derivatives
+ * are constants at most calls, so that each gets its own loop. */
+INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
+                         const int task, const int inputs, const int derivatives)
+{
+    const fx_job *job = chunk->job;
+    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
+    const FOCUS focus = focus_of(job);
+    const VECTOR alpha = broadcast(job->alpha < 0 ? 1 : (REAL)job->alpha);
+    const VECTOR one_minus_alpha = broadcast(job->alpha < 0 ? 1 : (REAL)(1 - job->alpha));
+    for (int64_t i = 0; i < chunk->n; i += LANES) {
+        const int64_t left = chunk->n - i;
+        const VECTOR z_i = load_up_to(z + i, left, 0), scale = load(chunk->rows.scale + i);
+        const BINARY x = inputs == FX_PROBS ? binary_of_probability(z_i) : binary_of(z_i);
+        MASSES masses = masses_of(load_up_to(t + i, left, 0), smoothing);
+        if (task == FX_BINARY_FOCAL) {
+            const BINARY_FOCAL focal = binary_focal_of(&x, masses, focus, alpha, one_minus_alpha);
+            const MASK counts = less(broadcast(0), focal.alpha);
+            put_values(&chunk->rows, keep(counts, binary_focal_value(&focal)), i);
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_focal_gradient(&focal)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_focal_hessian(&focal, &x)), left);
+            continue;
+        }
+        if (pos_weight) masses.positive *= load_up_to(pos_weight + i, left, 0);
+        const MASK counts = less(broadcast(0), masses.positive + masses.negative);
+        const VECTOR value = keep(counts, binary_value(&x, masses));
+        put_values(&chunk->rows, value, i);
+#if REAL_BITS == 32
+        if (UNLIKELY(has_infinite(value))) widen_elements(chunk->rows.value + i, z + i, masses, left, inputs);
+#endif
+        if (inputs == FX_PROBS) {
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, probability_gradient(&x, masses, scale)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, probability_hessian(&x, masses, scale)), left);
+        } else {
+            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_gradient(&x, masses)), left);
+            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_hessian(&x, masses)), left);
+        }
+    }
+}
+
+static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
+{
+    const int is_log = chunk->job->task == FX_LOG_SIGMOID;
+    for (int64_t i = 0; i < chunk->n; i += LANES) {
+        const BINARY x = binary_of(load_up_to(z + i, chunk->n - i, 0));
+        store_up_to(out + i, is_log ? -x.softplus_minus : x.p, chunk->n - i);
+    }
+}
+
+/* What is not the everyday case shares one copy of the code. */
+NOINLINE void binary_chunk_rare(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess)
+{
+    binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, chunk->job->inputs,
+                 hess ? HESSIAN : grad ? GRADIENT : VALUE);
+}
+
+/* Returns the sum of the losses of the chunk. */
+static double compute_chunk(ELEMENTS *chunk, int first_of_block)
+{
+    const fx_job *job = chunk->job;
+    const int is_weighted = job->sample_weight.data || job->has_ignore_index;
+    const REAL *z = input_of(chunk, &job->logits, job->real_type, chunk->z), *pos_weight = NULL;
+    REAL *grad = output_of(chunk, &job->grad, chunk->grad), *hess = output_of(chunk, &job->hess, chunk->hess);
+    double sum = 0;
+    if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
+    else {
+        const REAL *t = input_of(chunk, &job->target, job->target_type, chunk->t);
+        if (is_weighted) prepare_elements(chunk);
+        else if (first_of_block)
+            for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);
+        if (job->pos_weight.data) pos_weight = pos_weight_of(chunk, first_of_block);
+        if (hess || job->inputs == FX_PROBS || (job->task == FX_BINARY_FOCAL && !grad))
+            binary_chunk_rare(chunk, z, t, pos_weight, grad, hess);
+        else if (job->task == FX_BINARY_FOCAL)
+            binary_chunk(chunk, z, t, NULL, grad, NULL, FX_BINARY_FOCAL, FX_LOGITS, GRADIENT);
+        else if (grad) binary_chunk(chunk, z, t, pos_weight, grad, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, GRADIENT);
+        else binary_chunk(chunk, z, t, pos_weight, NULL, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, VALUE);
+        if (is_weighted) finish_elements(chunk, grad, hess);
+        if (job->loss.data) {
+            for (int64_t i = 0; i < chunk->n; i++) chunk->out[i] = (REAL)chunk->rows.value[i];
+            scatter(chunk, &job->loss, chunk->out);
+        }
+        sum = sum_of_rows(chunk->rows.value, chunk->n);
+    }
+    if (grad == chunk->grad) scatter(chunk, &job->grad, grad);
+    if (hess == chunk->hess) scatter(chunk, &job->hess, hess);
+    return sum;
+}
+
+/* The elements of a block. */
+INLINE ELEMENTS elements_of(const fx_job *job, int64_t number)
+{
+    ELEMENTS elements;
+    elements.job = job;
+    elements.outer = number / job->n_blocks_per_outer;
+    elements.first = number % job->n_blocks_per_outer * job->rows_per_block;
+    elements.n = at_most(job->n_inner * job->n_classes - elements.first, job->rows_per_block);
+    return elements;
+}
+
+static double compute_elements(const fx_job *job, int64_t number, REAL *memory)
+{
+    const ELEMENTS block = elements_of(job, number);
+    const int64_t step = whole_rows(job->n_classes, ELEMENTS_CHUNK), end = block.first + block.n;
+    ELEMENTS chunk = block;
+    double sum = 0;
+    elements_scratch(memory, &chunk);
+    for (; chunk.first < end; chunk.first += step) {
+        chunk.n = at_most(end - chunk.first, step);
+        sum += compute_chunk(&chunk, chunk.first == block.first);
+    }
+    return sum;
 }
 
 /* The sum of the weights of the elements that count; meanwhile all targets and weights are looked at. */

@@ -60,26 +60,33 @@ INLINE uint16_t to_bfloat16(float real)
 
 INLINE int is_half(int type) { return type == FX_FLOAT16 || type == FX_BFLOAT16; }
 
+/* Loops of their own for neighbours, which compilers vectorize. */
+RARE void read_distant_halves(int type, const uint16_t *p, ptrdiff_t stride, int64_t n, REAL *out)
+{
+    for (int64_t i = 0; i < n; i++) out[i] = (REAL)(type == FX_FLOAT16 ? of_float16(p[i * stride]) : of_bfloat16(p[i * stride]));
+}
+
+RARE void write_distant_halves(int type, const REAL *p, int64_t n, uint16_t *out, ptrdiff_t stride)
+{
+    for (int64_t i = 0; i < n; i++) out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
+}
+
 NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
-    if (type == FX_FLOAT16) {
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_float16(p[i]);
-        else for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_float16(p[i * stride]);
-    } else {
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_bfloat16(p[i]);
-        else for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_bfloat16(p[i * stride]);
-    }
+    if (stride != 1) read_distant_halves(type, p, stride, n, out);
+    else if (type == FX_FLOAT16)
+        for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_float16(p[i]);
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_bfloat16(p[i]);
 }
 
 NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t *RESTRICT out, ptrdiff_t stride)
 {
-    if (type == FX_FLOAT16) {
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = to_float16((float)p[i]);
-        else for (int64_t i = 0; i < n; i++) out[i * stride] = to_float16((float)p[i]);
-    } else {
-        if (stride == 1) for (int64_t i = 0; i < n; i++) out[i] = to_bfloat16((float)p[i]);
-        else for (int64_t i = 0; i < n; i++) out[i * stride] = to_bfloat16((float)p[i]);
-    }
+    if (stride != 1) write_distant_halves(type, p, n, out, stride);
+    else if (type == FX_FLOAT16)
+        for (int64_t i = 0; i < n; i++) out[i] = to_float16((float)p[i]);
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = to_bfloat16((float)p[i]);
 }
 
 #endif

@@ -398,7 +398,7 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
 #endif
     if (!job->grad.data) return;
 
-    REAL target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES], curvatures[LANES];
+    REAL target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES] = {0}, curvatures[LANES] = {0};
     store(scaled_inverse, scale * softmax.inverse);
     store(scales, load_up_to(block->scale + row, rows, 0));
     store(target_gradients, target_gradient);
@@ -495,7 +495,7 @@ INLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, in
 INLINE int64_t chunk_length(const fx_job *job, int64_t first) { return at_most(job->n_classes - first, CHUNK); }
 
 /* eps / K' of a whole row. */
-static REAL uniform_mass_of_row(const BLOCK *block, int64_t row, REAL masked, REAL *buffer)
+RARE REAL uniform_mass_of_row(const BLOCK *block, int64_t row, REAL masked, REAL *buffer)
 {
     int64_t unmasked = 0;
     if (!(block->job->label_smoothing > 0)) return 0;
@@ -523,7 +523,7 @@ INLINE REAL largest_lane(VECTOR v)
 
 #if REAL_BITS == 32
 /* The sum of u (max - z) in double, where a distance overflows float32. */
-static double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_t row, REAL uniform, REAL max)
+RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_t row, REAL uniform, REAL max)
 {
     double distance = 0;
     for (int64_t first = 0; first < block->job->n_classes; first += CHUNK) {
@@ -597,7 +597,8 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
     FOCAL modulated;
     if (soft) {
 #if REAL_BITS == 32
-        if (UNLIKELY(isinf(distance.high))) distance.high = widened_distance(block, scratch, row, uniform, max);
+        if (UNLIKELY(isinf(distance.high)))
+            distance.high = widened_distance(block, scratch, row, uniform, max), distance.low = 0;
 #endif
         block->value[row] = total_scalar(mass_sum) * log_sum + total_scalar(distance);
         split(mass_sum, &high, &low);

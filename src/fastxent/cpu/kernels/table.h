@@ -48,7 +48,7 @@ static int is_copied(const fx_job *job)
 }
 
 /* The strides of the copy of an array. */
-static fx_array copy_strides(const fx_job *job, const fx_array *array)
+RARE fx_array copy_strides(const fx_job *job, const fx_array *array)
 {
     const int by_class = job->regime == FX_TILE && rows_are_neighbours(job);
     fx_array copy = {array->data, 0, by_class ? 1 : job->n_classes, by_class ? round_up(job->rows_per_block, LANES) : 1};
@@ -90,7 +90,7 @@ static size_t row_arrays(const fx_job *job, char *memory, BLOCK *block)
     return rows * (sizeof(int64_t) + 2 * sizeof(double)) + (size_t)round_up((int64_t)(rows * sizeof(REAL)), FX_ALIGNMENT);
 }
 
-static void plan(fx_job *job)
+RARE void plan(fx_job *job)
 {
     const int64_t output_bytes = job->n_outer * job->n_inner * job->n_classes * (int64_t)sizeof(REAL);
     job->regime = regime_of(job);
@@ -159,7 +159,7 @@ static double compute(const fx_job *job, int64_t number, void *scratch)
     return sum;
 }
 
-static void elementary(int which, const void *x, void *y, int64_t n)
+RARE void elementary(int which, const void *x, void *y, int64_t n)
 {
     const REAL *from = (const REAL *)x;
     REAL *to = (REAL *)y;

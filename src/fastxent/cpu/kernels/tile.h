@@ -273,7 +273,7 @@ INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
 /* In float32 the distance of two finite logits may overflow; the loss is still a finite double. Called while the
  * logits are intact. `mass` is [class][stride] of the row, NULL for a class index. */
 #if REAL_BITS == 32
-static void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REAL *mass, ptrdiff_t mass_row,
+RARE void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REAL *mass, ptrdiff_t mass_row,
                          ptrdiff_t mass_class, int64_t row, int rows)
 {
     REAL m[LANES], l[LANES];

@@ -29,18 +29,21 @@ typedef float REAL;
 typedef int32_t INTEGER;
 #define REAL_TYPE FX_FLOAT32
 #define REAL_LARGEST 0x1.fffffep127f
+#define REAL_SMALLEST 0x1p-149f
 #define REAL_EPSILON 1.1920928955078125e-07f
 #else
 typedef double REAL;
 typedef int64_t INTEGER;
 #define REAL_TYPE FX_FLOAT64
 #define REAL_LARGEST 0x1.fffffffffffffp1023
+#define REAL_SMALLEST 0x1p-1074
 #define REAL_EPSILON 2.220446049250313e-16
 #endif
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define INLINE static __forceinline
 #define NOINLINE static __declspec(noinline)
+#define RARE NOINLINE
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
 #define prefetch(address) ((void)(address))
@@ -48,6 +51,7 @@ typedef int64_t INTEGER;
 #else
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline)) /* where copies would only make the extension larger */
+#define RARE static __attribute__((noinline, cold)) /* small rather than fast */
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define prefetch(address) __builtin_prefetch(address)
