@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,11 @@ class Loss(ABC):
         assert hess is not None
         return value, grad, hess
 
-    @abstractmethod
+    label_smoothing: float
+    ignore_index: int | None
+    reduction: str
+    _least_ndim: ClassVar[int]
+
     def _evaluate(
         self,
         logits: Any,
@@ -128,6 +132,30 @@ class Loss(ABC):
         n_derivatives: int = 0,
     ) -> tuple[Any, Array | None, Array | None]:
         """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
+        source = _check.logits("logits", logits, least_ndim=self._least_ndim)
+        targets, weights = self._checked(source, target, sample_weight)
+        scores = _check.native(source)
+        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=targets, sample_weight=weights)
+        value = self._computed(
+            scores,
+            targets,
+            sample_weight=weights,
+            given_weight=sample_weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            grad=outputs.grad,
+            hess=outputs.hess,
+        )
+        return outputs.with_value(value)
+
+    @abstractmethod
+    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+        """Return target and sample weights as arrays of the right shape."""
+
+    @abstractmethod
+    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
+        """Have the engine write gradient and Hessian, and return the value."""
 
     def _replace_options(self, **options: Any) -> None:
         """Store checked options in a frozen instance."""
@@ -185,48 +213,24 @@ class SoftmaxLoss(Loss):
     """A loss along a class axis."""
 
     class_weight: Any
-    label_smoothing: float
-    ignore_index: int | None
-    reduction: str
     axis: int
+    _least_ndim = 1
 
     @abstractmethod
     def _task(self) -> tuple[str, dict[str, Any]]:
         """Return the name of the engine's task and its own options."""
 
-    def _evaluate(
-        self,
-        logits: Any,
-        target: Any,
-        sample_weight: Any,
-        grad_out: Any = None,
-        hess_out: Any = None,
-        n_derivatives: int = 0,
-    ) -> tuple[Any, Array | None, Array | None]:
-        source = _check.logits("logits", logits)
-        axis = _check.axis_of(self.axis, source.ndim)
-        n_classes = _check.n_classes(source, axis)
-        labels = _check.target(target, source.shape, axis)
-        weights = _check.sample_weight(sample_weight, source.shape[:axis] + source.shape[axis + 1 :])
-        scores = _check.native(source)
-        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=labels, sample_weight=weights)
+    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+        axis = _check.axis_of(self.axis, logits.ndim)
+        _check.n_classes(logits, axis)
+        labels = _check.target(target, logits.shape, axis)
+        return labels, _check.sample_weight(sample_weight, logits.shape[:axis] + logits.shape[axis + 1 :])
+
+    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
+        axis = _check.axis_of(self.axis, logits.ndim)
+        class_weight = self._class_weights(target, logits.shape[axis], axis, _check.arithmetic(logits.dtype))
         task, options = self._task()
-        value = run.softmax_loss(
-            task,
-            scores,
-            labels,
-            axis=axis,
-            sample_weight=weights,
-            given_weight=sample_weight,
-            class_weight=self._class_weights(labels, n_classes, axis, _check.arithmetic(scores.dtype)),
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            grad=outputs.grad,
-            hess=outputs.hess,
-            **options,
-        )
-        return outputs.with_value(value)
+        return run.softmax_loss(task, logits, target, axis=axis, class_weight=class_weight, **options, **arguments)
 
     def _class_weights(self, labels: Array, n_classes: int, axis: int, dtype: np.dtype[Any]) -> Array | None:
         """Return the class weights of one call as an array in the dtype of the arithmetic."""
@@ -240,43 +244,18 @@ class SoftmaxLoss(Loss):
 class BinaryLoss(Loss):
     """A loss of every element by itself."""
 
-    label_smoothing: float
-    ignore_index: int | None
-    reduction: str
+    _least_ndim = 0
 
     @abstractmethod
     def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
         """Return the name of the engine's task and its own options, for logits of this shape and arithmetic."""
 
-    def _evaluate(
-        self,
-        logits: Any,
-        target: Any,
-        sample_weight: Any,
-        grad_out: Any = None,
-        hess_out: Any = None,
-        n_derivatives: int = 0,
-    ) -> tuple[Any, Array | None, Array | None]:
-        source = _check.logits("logits", logits, least_ndim=0)
-        targets = _check.binary_target(target, source.shape)
-        weights = _check.sample_weight(sample_weight, source.shape)
-        scores = _check.native(source)
-        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=targets, sample_weight=weights)
-        task, options = self._task(source.shape, _check.arithmetic(scores.dtype))
-        value = run.binary_loss(
-            task,
-            scores,
-            targets,
-            sample_weight=weights,
-            given_weight=sample_weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            grad=outputs.grad,
-            hess=outputs.hess,
-            **options,
-        )
-        return outputs.with_value(value)
+    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+        return _check.binary_target(target, logits.shape), _check.sample_weight(sample_weight, logits.shape)
+
+    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
+        task, options = self._task(logits.shape, _check.arithmetic(logits.dtype))
+        return run.binary_loss(task, logits, target, **options, **arguments)
 
 
 def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: int | None) -> Array:
