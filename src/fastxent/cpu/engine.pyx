@@ -301,8 +301,8 @@ cdef class Job:
     cdef object arrays
 
     def __cinit__(self, str task, logits, *, grad=None, hess=None, loss=None, target=None, sample_weight=None,
-                  class_weight=None, pos_weight=None, double label_smoothing=0.0, ignore_index=None, str inputs="logits",
-                  double gamma=0.0, alpha=None):
+                  class_weight=None, pos_weight=None, double label_smoothing=0.0, ignore_index=None,
+                  str inputs="logits", double gamma=0.0, alpha=None):
         cdef fx_job *job = &self.job
         cdef fx_array weights
         self.arrays = (logits, grad, hess, loss, target, sample_weight, class_weight, pos_weight)
