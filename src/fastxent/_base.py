@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastxent import _check
 from fastxent.activations import balanced_class_weight
 from fastxent.cpu import run
+from fastxent.cpu.engine import Everyday
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +47,10 @@ class Loss(ABC):
         TypeError, ValueError
             If an argument has a wrong type, or a wrong value or shape.
         """
+        if sample_weight is None and self._everyday is not None:
+            value = self._everyday.value(logits, target)
+            if value is not None:
+                return value
         return self._evaluate(logits, target, sample_weight)[0]
 
     def value_and_grad(
@@ -78,6 +83,10 @@ class Loss(ABC):
         TypeError, ValueError
             Before anything is written.
         """
+        if sample_weight is None and self._everyday is not None:
+            results = self._everyday.value_and_grad(logits, target, grad_out)
+            if results is not None:
+                return results
         value, grad, _ = self._evaluate(logits, target, sample_weight, grad_out, n_derivatives=1)
         assert grad is not None
         return value, grad
@@ -121,6 +130,8 @@ class Loss(ABC):
     ignore_index: int | None
     reduction: str
     _least_ndim: ClassVar[int]
+    # The short way of the engine for plain arrays without weights; None where the options rule it out.
+    _everyday: Everyday | None
 
     def _evaluate(
         self,
@@ -161,6 +172,22 @@ class Loss(ABC):
         """Store checked options in a frozen instance."""
         for name, value in options.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_everyday", self._everyday_call())
+
+    @abstractmethod
+    def _everyday_call(self) -> Everyday | None:
+        """Return the short way, if these options have one."""
+
+    def _short_way(self, task: str, **options: Any) -> Everyday:
+        return Everyday(
+            task,
+            np.ndarray,
+            np.empty_like,
+            mean=self.reduction == "mean",
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            **options,
+        )
 
     def __hash__(self) -> int:
         values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
@@ -220,6 +247,12 @@ class SoftmaxLoss(Loss):
     def _task(self) -> tuple[str, dict[str, Any]]:
         """Return the name of the engine's task and its own options."""
 
+    def _everyday_call(self) -> Everyday | None:
+        if self.class_weight is not None or self.reduction == "none" or self.axis not in (-1, 1):
+            return None
+        task, options = self._task()
+        return self._short_way(task, **options)
+
     def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
         axis = _check.axis_of(self.axis, logits.ndim)
         _check.n_classes(logits, axis)
@@ -249,6 +282,13 @@ class BinaryLoss(Loss):
     @abstractmethod
     def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
         """Return the name of the engine's task and its own options, for logits of this shape and arithmetic."""
+
+    def _everyday_call(self) -> Everyday | None:
+        if getattr(self, "pos_weight", None) is not None or self.reduction == "none":
+            return None
+        task, options = self._task((), np.dtype(np.float64))
+        options.pop("pos_weight", None)
+        return self._short_way(task, **options)
 
     def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
         return _check.binary_target(target, logits.shape), _check.sample_weight(sample_weight, logits.shape)

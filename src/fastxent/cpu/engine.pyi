@@ -1,5 +1,6 @@
 """Types of the compiled engine."""
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -51,3 +52,20 @@ class Job:
     def compute(self, divisor: float) -> float: ...
     @property
     def plan(self) -> dict[str, Any]: ...
+
+class Everyday:
+    def __init__(
+        self,
+        task: str,
+        array_type: type,
+        empty_like: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+        *,
+        mean: bool,
+        label_smoothing: float,
+        ignore_index: int | None = None,
+        inputs: str = "logits",
+        gamma: float = 0.0,
+        alpha: float | None = None,
+    ) -> None: ...
+    def value(self, logits: Any, target: Any) -> float | None: ...
+    def value_and_grad(self, logits: Any, target: Any, grad_out: Any) -> tuple[float, npt.NDArray[Any]] | None: ...

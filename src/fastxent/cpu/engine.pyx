@@ -12,10 +12,15 @@ d) The number of threads is decided on each call (DESIGN 3.2). A fixed ``num_thr
    threadpoolctl and joblib, so it is always at most ``omp_get_max_threads()`` unless the user asked for more.
 e) Blocks run in slices of bounded work; between slices signals are looked at, so that Ctrl-C works.
 f) Scratch memory is taken once, before the parallel region, which can therefore fail only before anything is written.
+g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls that nearly all calls are (whole arrays of
+   the usual types, nothing but logits and target) from the loss to the kernels in one step. It knows no errors: whatever
+   is unusual, or wrong, it leaves to the long way.
 """
 
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.math cimport INFINITY
 from libc.stdlib cimport free, malloc
 
 
@@ -293,6 +298,69 @@ cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first
         partial[block] = table.compute(job, block, scratch + <size_t> threadid() * job.scratch_bytes)
 
 
+cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1:
+    """Survey all blocks (``flaws`` given: what was found is added to it) or compute them; returns the sum of what they return."""
+    cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
+    cdef bint survey = flaws != NULL
+    cdef int n_threads
+    cdef double *partial = NULL
+    cdef char *memory = NULL
+    cdef char *scratch = NULL
+    cdef double total = 0
+    cdef size_t bytes_needed
+    if survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
+        work = rows
+    n_threads = threads_for(work, job.n_blocks)
+    per_slice = max(SLICE * n_threads // max(work // job.n_blocks, 1), 1)
+    bytes_needed = <size_t> job.n_blocks * sizeof(double) + FX_ALIGNMENT
+    if not survey:
+        bytes_needed += <size_t> n_threads * job.scratch_bytes
+    memory = <char *> malloc(bytes_needed)
+    if memory == NULL:
+        raise MemoryError(f"fastxent could not allocate {bytes_needed} bytes")
+    try:
+        scratch = memory + (FX_ALIGNMENT - <uintptr_t> memory % FX_ALIGNMENT)
+        partial = <double *> scratch
+        if not survey:
+            partial = <double *> (scratch + <size_t> n_threads * job.scratch_bytes)
+        while block < job.n_blocks:
+            last = min(block + per_slice, job.n_blocks)
+            if survey:
+                if work < KEEP_GIL_BELOW:
+                    flaws[0] |= survey_blocks(table, job, block, last, partial, n_threads)
+                else:
+                    with nogil:
+                        flaws[0] |= survey_blocks(table, job, block, last, partial, n_threads)
+            elif work < KEEP_GIL_BELOW:
+                compute_blocks(table, job, block, last, partial, scratch, n_threads)
+            else:
+                with nogil:
+                    compute_blocks(table, job, block, last, partial, scratch, n_threads)
+            block = last
+            if block < job.n_blocks:
+                PyErr_CheckSignals()
+        for block in range(job.n_blocks):
+            total += partial[block]
+    finally:
+        free(memory)
+    return total
+
+
+cdef int set_options(fx_job *job, str task, double label_smoothing, ignore_index, str inputs, double gamma,
+                     alpha) except -1:
+    """The part of a job that a loss knows beforehand."""
+    job.task = TASKS[task]
+    job.inputs = INPUTS[inputs]
+    job.label_smoothing = label_smoothing
+    job.divisor = 1
+    job.gamma = gamma
+    job.alpha = -1 if alpha is None else alpha
+    if ignore_index is not None:
+        job.has_ignore_index = 1
+        job.ignore_index = ignore_index
+    return 0
+
+
 cdef class Job:
     """One call over arrays [outer, inner, class], bound and planned; it keeps the arrays alive."""
 
@@ -307,12 +375,7 @@ cdef class Job:
         cdef fx_array weights
         self.arrays = (logits, grad, hess, loss, target, sample_weight, class_weight, pos_weight)
         job.n_outer, job.n_inner, job.n_classes = logits.shape
-        job.task = TASKS[task]
-        job.inputs = INPUTS[inputs]
-        job.label_smoothing = label_smoothing
-        job.divisor = 1
-        job.gamma = gamma
-        job.alpha = -1 if alpha is None else alpha
+        set_options(job, task, label_smoothing, ignore_index, inputs, gamma, alpha)
         job.real_type = bind(&job.logits, logits)
         self.table = LEVEL.float64 if job.real_type == FX_FLOAT64 else LEVEL.float32
         bind(&job.grad, grad)
@@ -324,65 +387,18 @@ cdef class Job:
         if class_weight is not None:
             bind(&weights, class_weight[None])
             job.class_weight = weights.data
-        if ignore_index is not None:
-            job.has_ignore_index = 1
-            job.ignore_index = ignore_index
         self.table.plan(job)
 
     def survey(self):
         """(the divisor of the mean, flaws found); looks at target and weights, writes nothing."""
-        return self.run(True)
+        cdef int flaws = 0
+        divisor = run(self.table, &self.job, &flaws)
+        return divisor, flaws
 
     def compute(self, double divisor):
         """Write the results; gradient and Hessian are divided by ``divisor``. Returns the sum of the losses."""
         self.job.divisor = divisor
-        return self.run(False)[0]
-
-    cdef tuple run(self, bint survey):
-        cdef fx_job *job = &self.job
-        cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
-        cdef int n_threads, flaws = 0
-        cdef double *partial = NULL
-        cdef char *memory = NULL
-        cdef char *scratch = NULL
-        cdef double total = 0
-        cdef size_t bytes_needed
-        if survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
-            work = rows
-        n_threads = threads_for(work, job.n_blocks)
-        per_slice = max(SLICE * n_threads // max(work // job.n_blocks, 1), 1)
-        bytes_needed = <size_t> job.n_blocks * sizeof(double) + FX_ALIGNMENT
-        if not survey:
-            bytes_needed += <size_t> n_threads * job.scratch_bytes
-        memory = <char *> malloc(bytes_needed)
-        if memory == NULL:
-            raise MemoryError(f"fastxent could not allocate {bytes_needed} bytes")
-        try:
-            scratch = memory + (FX_ALIGNMENT - <uintptr_t> memory % FX_ALIGNMENT)
-            partial = <double *> scratch
-            if not survey:
-                partial = <double *> (scratch + <size_t> n_threads * job.scratch_bytes)
-            while block < job.n_blocks:
-                last = min(block + per_slice, job.n_blocks)
-                if survey:
-                    if work < KEEP_GIL_BELOW:
-                        flaws |= survey_blocks(self.table, job, block, last, partial, n_threads)
-                    else:
-                        with nogil:
-                            flaws |= survey_blocks(self.table, job, block, last, partial, n_threads)
-                elif work < KEEP_GIL_BELOW:
-                    compute_blocks(self.table, job, block, last, partial, scratch, n_threads)
-                else:
-                    with nogil:
-                        compute_blocks(self.table, job, block, last, partial, scratch, n_threads)
-                block = last
-                if block < job.n_blocks:
-                    PyErr_CheckSignals()
-            for block in range(job.n_blocks):
-                total += partial[block]
-        finally:
-            free(memory)
-        return total, flaws
+        return run(self.table, &self.job, NULL)
 
     @property
     def plan(self):
@@ -390,6 +406,134 @@ cdef class Job:
         return {"regime": REGIMES[self.job.regime], "stream": bool(self.job.stream),
                 "rows_per_block": self.job.rows_per_block, "n_blocks": self.job.n_blocks,
                 "scratch_bytes": self.job.scratch_bytes, "level": self.table.level.decode()}
+
+
+# ---- the everyday call ----
+
+cdef int usual_type(const Py_buffer *view) noexcept:
+    """The type of a native, aligned array without gaps; -1 if it is another."""
+    cdef Py_ssize_t step = view.itemsize
+    cdef int axis
+    cdef char letter = view.format[0]
+    if view.format[1] != 0 or <uintptr_t> view.buf % <uintptr_t> view.itemsize != 0 or view.len == 0:
+        return -1
+    for axis in range(view.ndim - 1, -1, -1):
+        if view.strides[axis] != step and view.shape[axis] != 1:
+            return -1
+        step *= view.shape[axis]
+    if letter == b"f":
+        return FX_FLOAT32
+    if letter == b"d":
+        return FX_FLOAT64
+    if (letter == b"l" or letter == b"q") and view.itemsize == 8:
+        return FX_INT64
+    if (letter == b"i" or letter == b"l") and view.itemsize == 4:
+        return FX_INT32
+    if letter == b"?" or letter == b"B":
+        return FX_UINT8
+    return -1
+
+
+cdef bint are_apart(const Py_buffer *a, const Py_buffer *b) noexcept:
+    return <char *> a.buf + a.len <= <char *> b.buf or <char *> b.buf + b.len <= <char *> a.buf
+
+
+cdef bint same_shape(const Py_buffer *a, const Py_buffer *b) noexcept:
+    cdef int axis
+    if a.ndim != b.ndim:
+        return False
+    for axis in range(a.ndim):
+        if a.shape[axis] != b.shape[axis]:
+            return False
+    return True
+
+
+cdef class Everyday:
+    """The everyday calls of one loss, see g)."""
+
+    cdef fx_job options
+    cdef bint is_mean, is_elementwise
+    cdef object array_type, empty_like
+
+    def __cinit__(self, str task, array_type, empty_like, *, bint mean, double label_smoothing, ignore_index=None,
+                  str inputs="logits", double gamma=0.0, alpha=None):
+        set_options(&self.options, task, label_smoothing, ignore_index, inputs, gamma, alpha)
+        self.is_mean = mean
+        self.is_elementwise = self.options.task >= FX_BINARY_CROSS_ENTROPY
+        self.array_type = array_type
+        self.empty_like = empty_like
+
+    def value(self, logits, target):
+        """Return the value, or None if this is no everyday call or something is wrong."""
+        return self.evaluate(logits, target, None)
+
+    def value_and_grad(self, logits, target, grad_out):
+        """Return value and gradient, or None likewise; nothing is written then."""
+        if type(logits) is not self.array_type:
+            return None
+        grad = self.empty_like(logits) if grad_out is None else grad_out
+        value = self.evaluate(logits, target, grad)
+        return None if value is None else (value, grad)
+
+    cdef object evaluate(self, logits, target, grad):
+        cdef Py_buffer z, t, g
+        cdef int held = 0
+        if (type(logits) is not self.array_type or type(target) is not self.array_type
+                or grad is not None and type(grad) is not self.array_type):
+            return None
+        try:
+            PyObject_GetBuffer(logits, &z, PyBUF_FORMAT | PyBUF_STRIDES)
+            held = 1
+            PyObject_GetBuffer(target, &t, PyBUF_FORMAT | PyBUF_STRIDES)
+            held = 2
+            if grad is not None:
+                PyObject_GetBuffer(grad, &g, PyBUF_FORMAT | PyBUF_STRIDES)
+                held = 3
+            return self.evaluate_buffers(&z, &t, &g if held == 3 else NULL)
+        except (BufferError, ValueError):
+            return None  # a type that no buffer can carry
+        finally:
+            if held > 0:
+                PyBuffer_Release(&z)
+            if held > 1:
+                PyBuffer_Release(&t)
+            if held > 2:
+                PyBuffer_Release(&g)
+
+    cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g):
+        cdef fx_job job = self.options
+        cdef const fx_table *table
+        cdef double divisor, total
+        cdef int flaws = 0
+        job.real_type = usual_type(z)
+        job.target_type = usual_type(t)
+        if job.real_type < FX_FLOAT32 or job.target_type < 0:
+            return None
+        if self.is_elementwise:
+            if not same_shape(z, t):
+                return None
+            job.n_outer, job.n_inner, job.n_classes = 1, 1, z.len // z.itemsize
+            job.target.inner, job.target.klass = job.n_classes, 1
+        else:
+            if z.ndim != 2 or t.ndim != 1 or t.shape[0] != z.shape[0] or job.target_type >= FX_FLOAT16:
+                return None
+            job.n_outer, job.n_inner, job.n_classes = 1, z.shape[0], z.shape[1]
+            job.target.inner = 1
+        job.logits.data, job.logits.inner, job.logits.klass = z.buf, job.n_classes, 1
+        job.target.data = t.buf
+        if g != NULL:
+            if (usual_type(g) != job.real_type or g.readonly or not same_shape(z, g) or not are_apart(t, g)
+                    or g.buf != z.buf and not are_apart(z, g)):
+                return None
+            job.grad.data, job.grad.inner, job.grad.klass = g.buf, job.n_classes, 1
+        table = LEVEL.float64 if job.real_type == FX_FLOAT64 else LEVEL.float32
+        table.plan(&job)
+        divisor = run(table, &job, &flaws)
+        if flaws or self.is_mean and not 0 < divisor < INFINITY:
+            return None
+        job.divisor = divisor if self.is_mean else 1
+        total = run(table, &job, NULL)
+        return total / job.divisor
 
 
 def elementary(str function, x, y):
