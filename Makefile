@@ -9,7 +9,8 @@ SOURCES := pyproject.toml setup.py src/fastxent/cpu/engine.pyx src/fastxent/cpu/
 GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
-.PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-peers package portable clean
+.PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
+	bench-guard-record bench-peers package portable clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,11 +42,20 @@ format: $(call GROUP,lint)  ## format the Python code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BUILT) $(call GROUP,demo)  ## run the benchmarks beside every peer that can be imported (about 6 minutes)
+bench: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## run the benchmarks beside every peer that can be imported (about 15 minutes)
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(BUILT) $(call GROUP,demo)  ## the same with fewer repeats (about 1 minute)
+bench-quick: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## fewer cases and repeats (about 2 minutes)
 	$(BIN)/python -m benchmarks --quick
+
+bench-readme: $(BUILT) $(call GROUP,demo)  ## rewrite the README's speed section from the newest results
+	$(BIN)/python -m benchmarks.readme
+
+bench-guard: $(BUILT)  ## instruction counts of three calls beside the recorded ones (needs valgrind)
+	$(BIN)/python -m benchmarks.guard
+
+bench-guard-record: $(BUILT)  ## record the instruction counts of today
+	$(BIN)/python -m benchmarks.guard --record
 
 accuracy: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## the accuracy table, beside every peer that can be imported
 	$(BIN)/python -m benchmarks.accuracy

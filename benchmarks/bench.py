@@ -1,8 +1,9 @@
-"""Measure fastxent beside its peers and beside the memory: ``python -m benchmarks``.
+"""Measure fastxent beside its peers, beside itself and beside the ceilings: ``python -m benchmarks``.
 
 For every case: draw the arrays, check value and gradient of every contender against the definition in float64, then
-time contenders and memory loops in turns. Writes JSON, a table in Markdown and a picture to ``benchmarks/results``.
-The exit status is 1 when a result is wrong; a promise that is missed is printed, not hidden, and is no error.
+time contenders and memory loops in turns. Prints every goal of ``benchmarks/promises.py`` with PASS or MISS, and writes
+JSON, tables in Markdown and pictures to ``benchmarks/results``. The exit status is 1 when a result is wrong; a promise
+that is missed is printed, not hidden, and is no error.
 """
 
 from __future__ import annotations
@@ -12,102 +13,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from benchmarks import plot, report
+from benchmarks import children, plot, report, sweeps
 from benchmarks.baselines import CONTENDERS
-from benchmarks.cases import CASES, Case, Problem, make_problem
-from benchmarks.ceiling import Ceiling, CompilerError
-from benchmarks.check import compare, complaint, right_answer
-from benchmarks.machine import BUSY, busy_elsewhere, describe, slug
-from benchmarks.measure import Contestant, Samples, fastest_form, interleave, summary
+from benchmarks.cases import CASES
+from benchmarks.ceiling import Ceiling, CompilerError, elementary_times
+from benchmarks.comparisons import COMPARISONS, runnable
+from benchmarks.machine import describe, slug
+from benchmarks.promises import LINES
+from benchmarks.races import Settings, compare_variants, race, too_large
 
-ATTEMPTS = 2
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def measure(case: Case, keys: Sequence[str], ceiling: Ceiling | None, args: argparse.Namespace) -> dict[str, Any]:
-    """Check and time one case; return its row of the results."""
-    problem = make_problem(case, args.threads)
-    restore = problem.restore if problem.in_place else None
-    calls, contenders, problems = prepare(problem, keys, restore)
-    contestants = [Contestant(key, call, restore) for key, call in calls.items()]
-    loops = ceiling.loops(problem) if ceiling else {}
-    contestants += [Contestant(name, loop) for name, loop in loops.items()]
-    if case.yardstick:
-        add = partial(np.add, problem.logits, problem.logits, out=np.empty_like(problem.logits))
-        contestants.append(Contestant("np.add", add))
-
-    samples, busy_cpus = time_calmly(contestants, args)
-    times = {name: summary(values) for name, values in samples.items()}
-    ceilings = {}
-    for name in loops:
-        moved = case.array_bytes * (1 if name.startswith("read") else 2)
-        ceilings[name] = times[name] | {"gb_per_s": moved / times[name]["min_ms"] / 1e6}
-    return {
-        "name": case.name,
-        "shape": case.shape,
-        **asdict(case),
-        "array_bytes": case.array_bytes,
-        "bytes_moved": case.bytes_moved,
-        "status": "FAIL" if problems else "ok",
-        "problems": problems,
-        "contenders": {key: contender | times[key] for key, contender in contenders.items()},
-        "ceilings": ceilings,
-        "yardstick": times.get("np.add"),
-        "busy_cpus": busy_cpus,
-    }
-
-
-def prepare(
-    problem: Problem, keys: Sequence[str], restore: Callable[[], None] | None
-) -> tuple[dict[str, Callable[[], Any]], dict[str, dict[str, Any]], list[str]]:
-    """Find the fastest form of each contender and check it; return calls, facts, and what is wrong."""
-    answer = right_answer(problem)
-    dtype = problem.case.dtype
-    calls, facts, problems = {}, {}, []
-    for key in keys:
-        contender = CONTENDERS[key]
-        forms = contender.forms(problem)
-        if not forms:
-            continue
-        form, call = fastest_form(forms, restore)
-        if restore:
-            restore()
-        elif problem.grad is not None:
-            problem.grad.fill(np.nan)  # the answer of the contender before must not pass for this one's
-        value, grad = call()
-        errors = compare(value, grad, answer, dtype)
-        wrong = complaint(errors, answer, dtype, strict=contender.strict)
-        if wrong:
-            problems.append(f"{contender.label}: {wrong}")
-            continue
-        calls[key] = call
-        facts[key] = {"form": form, "errors": asdict(errors)}
-    return calls, facts, problems
-
-
-def time_calmly(contestants: Sequence[Contestant], args: argparse.Namespace) -> tuple[Samples, float]:
-    """Time the contestants, again if other processes disturbed them; return the calmest samples and the disturbance.
-
-    The disturbance is how many cpus others used meanwhile; it does not look at the times, so nothing is picked.
-    """
-    attempts = []
-    for _ in range(ATTEMPTS):
-        begin, busy = time.perf_counter(), busy_elsewhere()
-        samples = interleave(contestants, seconds=args.seconds, min_rounds=args.min_rounds)
-        attempts.append((max(0.0, (busy_elsewhere() - busy) / (time.perf_counter() - begin)), samples))
-        if attempts[-1][0] <= BUSY:
-            break
-    busy_cpus, samples = min(attempts, key=lambda attempt: attempt[0])
-    return samples, round(busy_cpus, 3)
+PICTURE = "picture"
+SWEEPS_LINE = "line6"  # of the sweeps and of the process with one thread
+MEMORY_LINE = "line7"  # of the resident set
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -116,19 +39,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", metavar="TEXT", help="only cases with this in their name, as in '10 float32'")
     parser.add_argument(
+        "--only",
+        metavar="LINES",
+        help=f"only these goals, as in 'line1,line3': {', '.join(LINES)}; '{PICTURE}' for the points of the picture",
+    )
+    parser.add_argument(
         "--threads", type=int, default=min(2, cpus), help="for everyone that can use them (%(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="few cases, few repetitions: under a minute")
+    parser.add_argument("--quick", action="store_true", help="few cases, few repetitions: about two minutes")
     parser.add_argument("--isa", help="force this instruction set of fastxent, as FASTXENT_ISA does")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (some seconds more for each case)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for JSON, table and picture")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for JSON, tables and pictures")
     parser.add_argument("--json", action="store_true", help="print the JSON, and all else to stderr")
     args = parser.parse_args(arguments)
     if not 1 <= args.threads <= cpus:
         parser.error(f"--threads must be in [1, {cpus}]; got {args.threads}")
-    args.seconds, args.min_rounds = (0.7, 3) if args.quick else (3.0, 5)
-    args.selected = [case for case in CASES if (not args.quick or case.quick) and (args.cases or "") in case.name]
-    if not args.selected:
+    args.lines = set(args.only.split(",")) if args.only else {*LINES, PICTURE}
+    if unknown := args.lines - {*LINES, PICTURE}:
+        parser.error(f"--only must name some of {', '.join(LINES)}, {PICTURE}; got {', '.join(sorted(unknown))}")
+    args.partial = bool(args.quick or args.cases or args.only)
+
+    def chosen(name: str, line: str, quick: bool) -> bool:
+        return line in args.lines and (quick or not args.quick) and (args.cases or "") in name
+
+    def chosen_sweep(sweep: sweeps.Sweep) -> bool:
+        # The coarse sweep stands in for the whole ones.
+        return chosen(sweep.name, SWEEPS_LINE, True) and sweep.quick == args.quick
+
+    args.selected = [case for case in CASES if chosen(case.name, case.line, case.quick)]
+    args.comparisons = [one for one in COMPARISONS if chosen(one.name, one.line, one.quick)]
+    args.sweeps = [sweep for sweep in sweeps.SWEEPS if chosen_sweep(sweep)]
+    # Processes of their own have no names to choose by.
+    args.resident_set = chosen("resident set", MEMORY_LINE, True)
+    args.one_thread = chosen("one thread", SWEEPS_LINE, False)
+    everything = [args.selected, args.comparisons, args.sweeps, args.resident_set, args.one_thread]
+    if not any(everything):
         parser.error(f"no case has {args.cases!r} in its name; a name is like {CASES[0].name!r}")
     return args
 
@@ -140,7 +85,7 @@ def file_stem(args: argparse.Namespace, machine: dict[str, Any]) -> str:
         parts.append(args.isa)
     if args.threads != 2:
         parts.append(f"{args.threads}-threads")
-    if args.quick or args.cases:
+    if args.partial:
         parts.append("partial")
     return "-".join(parts)
 
@@ -170,36 +115,119 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ceiling = Ceiling()
     except CompilerError as error:
         no_ceiling = str(error)
+    settings = Settings(
+        threads=args.threads,
+        level=_config.level(),
+        seconds=0.4 if args.quick else 1.0,
+        min_rounds=3 if args.quick else 5,
+        attempts=1 if args.quick else 2,
+        ceiling=ceiling,
+        elementary=elementary_times(ceiling),
+    )
     results: dict[str, Any] = {
         "machine": describe([contender.distribution for contender in CONTENDERS.values()]),
-        "settings": {"threads": args.threads, "level": _config.level(), "seconds_per_case": args.seconds},
+        "settings": {
+            "threads": settings.threads,
+            "level": settings.level,
+            "seconds_per_case": settings.seconds,
+            "partial": args.partial,
+        },
         "missing": missing,
+        "elementary_ns": settings.elementary,
+        "skipped": [],
         "rows": [],
+        "comparisons": [],
+        "sweeps": [],
+        "resident_set": [],
+        "one_thread": [],
     }
+    path = args.output / f"{file_stem(args, results['machine'])}.json"
+    if args.one_thread:
+        results["one_thread_before"] = one_thread_before(path)
     say("\n".join(report.machine_lines(results)))
     if no_ceiling:
         say(f"no memory ceiling: {no_ceiling}")
 
     begin = time.perf_counter()
-    for case in (progress := tqdm(args.selected, unit=" cases", leave=False)):
-        progress.set_description(case.name)
-        row = measure(case, keys, ceiling, args)
-        results["rows"].append(row)
-        with tqdm.external_write_mode(file=out):
-            say("", *report.row_lines(row), sep="\n")
+    run(args, keys, settings, results, say)
     results["settings"]["seconds"] = round(time.perf_counter() - begin, 1)
 
     say("", *report.promise_lines(results), sep="\n")
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"{file_stem(args, results['machine'])}.json"
+    text = write(results, path)
+    say(f"\n{results['settings']['seconds']:.0f} s; wrote {path}, .md and pictures")
+    if args.json:
+        print(text)
+    everything = [*results["rows"], *results["comparisons"], *results["sweeps"]]
+    return 1 if any(row["status"] == "FAIL" for row in everything) else 0
+
+
+def run(args: argparse.Namespace, keys: Sequence[str], settings: Settings, results: dict[str, Any], say: Any) -> None:
+    """Measure what was chosen, and say each result when it is there."""
+    from tqdm import tqdm  # the tests of what this module reads and writes need none
+
+    comparisons = [
+        one
+        for comparison in args.comparisons
+        if (one := runnable(comparison, settings.threads, usable_levels(settings.level)))
+    ]
+    total = len(args.selected) + len(comparisons) + len(args.sweeps) + args.resident_set + args.one_thread
+    progress = tqdm(total=total, unit=" cases", leave=False)
+
+    def done(kind: str, row: Any, lines: Any) -> None:
+        results[kind].append(row)
+        with tqdm.external_write_mode(file=sys.stdout):
+            say("", *lines(row), sep="\n")
+        progress.update()
+
+    for case in args.selected:
+        progress.set_description(case.name)
+        if too_large(case):
+            results["skipped"].append(case.name)
+            progress.update()
+            continue
+        done("rows", race(case, keys, settings), report.row_lines)
+    for comparison in comparisons:
+        progress.set_description(comparison.name)
+        done("comparisons", compare_variants(comparison, settings), report.comparison_lines)
+    for sweep in args.sweeps:
+        progress.set_description(sweep.name)
+        done("sweeps", sweeps.measure(sweep, settings), report.sweep_lines)
+    if args.resident_set:
+        progress.set_description("resident set")
+        results["resident_set"] = children.measure_resident_set(settings.threads)
+        progress.update()
+    if args.one_thread and settings.ceiling:
+        progress.set_description("one thread")
+        results["one_thread"] = children.measure_one_thread()
+        progress.update()
+    progress.close()
+
+
+def usable_levels(level: str) -> tuple[str, ...]:
+    """Return the levels to compare: none, if one was forced that is not the best."""
+    from fastxent import _config
+
+    levels = _config.usable_levels()
+    return levels if level == levels[0] else ()
+
+
+def one_thread_before(path: Path) -> list[dict[str, Any]]:
+    """Return what the results of the whole said of one thread, if they are there."""
+    path = path.with_name(path.name.replace("-partial", ""))
+    if not path.exists():
+        return []
+    before: list[dict[str, Any]] = report.read(path).get("one_thread", [])
+    return before
+
+
+def write(results: dict[str, Any], path: Path) -> str:
+    """Write the results as JSON, tables and pictures; return the JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
-    plot.draw(results, path.with_suffix(".png"))
-    say(f"\n{results['settings']['seconds']:.0f} s; wrote {path}, .md and .png")
-    if args.json:
-        print(text)
-    return 1 if any(row["status"] == "FAIL" for row in results["rows"]) else 0
+    plot.draw_all(results, path)
+    return text
 
 
 if __name__ == "__main__":

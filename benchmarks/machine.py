@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ def describe(distributions: Sequence[str]) -> dict[str, Any]:
         "huge_pages": _chosen(_read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "compiler": _compiler(),
+        "compiler": compiler(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in dict.fromkeys(distributions)},
         "commit": _commit(),
@@ -79,7 +80,8 @@ def _chosen(choices: str | None) -> str | None:
     return match[1] if match else None
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """Return the first line that the C compiler says of itself."""
     try:
         return _output([*find_compiler(), "--version"]).splitlines()[0]
     except (CompilerError, OSError, subprocess.CalledProcessError, IndexError):
@@ -113,3 +115,9 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return None
+
+
+def available_memory() -> float:
+    """Return the bytes that can be had without swapping; infinity on a system that does not tell."""
+    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
+    return 1024.0 * int(match[1]) if match else math.inf

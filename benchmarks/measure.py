@@ -15,15 +15,23 @@ from numpy.typing import NDArray
 Samples = dict[str, NDArray[np.float64]]  # seconds per call, one for every round
 BATCH_SECONDS = 200e-6  # a sample lasts at least this long: the clock's own cost stays below 0.1 %
 SHORT_SECONDS = 20e-3  # below this, an untimed call wakes the contender's threads before the timed one
+# A contender this many times slower than the fastest, and not short, is not worth many rounds.
+SLOW, SLOW_ROUNDS = 8, 3
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to time; `restore` runs before each call, outside the timing, where a call destroys its input."""
+    """Something to time.
+
+    `restore` runs before each call, outside the timing, where a call destroys its input; `switch` before each sample,
+    to set what the calls share (threads, instruction set). `estimate` is about how long a call takes, if that is known.
+    """
 
     name: str
     call: Callable[[], Any]
     restore: Callable[[], None] | None = None
+    switch: Callable[[], None] | None = None
+    estimate: float | None = None
 
 
 def best_of(contestant: Contestant, calls: int) -> float:
@@ -31,15 +39,22 @@ def best_of(contestant: Contestant, calls: int) -> float:
     return min(_sample(contestant, batch=1) for _ in range(calls))
 
 
+def _estimate(contestant: Contestant) -> float:
+    """Return about how long a call takes; the first of two warms up, unless it is long anyway."""
+    first = contestant.estimate or _sample(contestant, batch=1)
+    return first if first > SHORT_SECONDS else min(first, _sample(contestant, batch=1))
+
+
 def interleave(contestants: Sequence[Contestant], *, seconds: float, min_rounds: int, max_rounds: int = 300) -> Samples:
     """Time `contestants` in turns for about `seconds`; return the seconds per call of each, one for every round."""
-    estimates = {contestant.name: best_of(contestant, calls=2) for contestant in contestants}  # and the warm-up
+    estimates = {contestant.name: _estimate(contestant) for contestant in contestants}
     batches = {
         # A call that destroys its input cannot be repeated without restoring it, which is not to be timed.
         contestant.name: 1 if contestant.restore else max(1, round(BATCH_SECONDS / estimates[contestant.name]))
         for contestant in contestants
     }
     short = {name for name, estimate in estimates.items() if estimate < SHORT_SECONDS}
+    slow = {name for name, time in estimates.items() if time > SLOW * min(estimates.values())} - short
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     gc.collect()
     gc.disable()  # as timeit does: a collection belongs to nobody
@@ -49,6 +64,8 @@ def interleave(contestants: Sequence[Contestant], *, seconds: float, min_rounds:
             if round_number >= min_rounds and perf_counter() > end:
                 break
             for contestant in contestants:
+                if contestant.name in slow and round_number >= SLOW_ROUNDS:
+                    continue
                 if contestant.name in short:
                     _sample(contestant, batch=1)
                 samples[contestant.name].append(_sample(contestant, batches[contestant.name]))
@@ -77,7 +94,7 @@ def fastest_form(
         contestants = [Contestant(name, call, restore) for name, call in forms.items()]
         for contestant in contestants:
             _sample(contestant, batch=1)  # compiles, starts threads
-        seconds = {contestant.name: best_of(contestant, calls=3) for contestant in contestants}
+        seconds = {contestant.name: _estimate(contestant) for contestant in contestants}
         fastest = min(seconds, key=seconds.__getitem__)
     else:
         (fastest,) = forms
@@ -86,6 +103,8 @@ def fastest_form(
 
 def _sample(contestant: Contestant, batch: int) -> float:
     """Return the seconds per call of one sample."""
+    if contestant.switch:
+        contestant.switch()
     if contestant.restore:
         contestant.restore()
     call = contestant.call

@@ -64,6 +64,7 @@ static const REAL ATANH_POLYNOMIAL[] = {  /* largest relative error 0.032 eps */
 INLINE VECTOR polynomial(const REAL *coefficients, int count, VECTOR x)
 {
     VECTOR value = broadcast(coefficients[0]);
+#pragma GCC unroll 16
     for (int i = 1; i < count; i++) value = value * x + coefficients[i];
     return value;
 }

@@ -35,7 +35,8 @@ INLINE VECTOR row_maximum(const REAL *z, int64_t n)
 /* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory,
  * and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers stop at the
  * end of what is being read. */
-INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next, STREAM *pending)
+INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
+                              const REAL *far, OUTGOING *pending)
 {
     const VECTOR m = broadcast(max);
     int64_t i = 0;
@@ -43,22 +44,24 @@ INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const 
         for (; i < n; i += LANES) store(e + i, exponential_any(load_up_to(z + i, n - i, (REAL)-INFINITY), m));
         return;
     }
-    if (pending) {
-        STREAM stream = *pending;
-        const VECTOR factor = broadcast(stream.factor);
-        for (const int64_t both = at_most(n, stream.left); i + LANES <= both; i += LANES) {
-            prefetch(next + i);
-            stream_store(stream.out + i, load(stream.from + i) * factor);
+    while (pending && n - i >= LANES && (pending->vectors || outgoing_next(pending))) {
+        const int64_t both = at_most((n - i) / LANES, pending->vectors);
+        const REAL *from = pending->next;
+        REAL *out = pending->out;
+        const VECTOR factor = broadcast(pending->factor);
+        pending->next += both * LANES, pending->out += both * LANES, pending->vectors -= both;
+        for (const int64_t end = i + both * LANES; i < end; i += LANES, from += LANES, out += LANES) {
+            prefetch(next + i), prefetch_far(far + i);
+            stream_store(out, load(from) * factor);
             store(e + i, exponential(load(z + i), m));
         }
-        pending->out += i, pending->from += i, pending->left -= i;
     }
     for (; i + LANES <= n; i += LANES) {
-        prefetch(next + i);
+        prefetch(next + i), prefetch_far(far + i);
         store(e + i, exponential(load(z + i), m));
     }
     if (i < n) {
-        prefetch(next + i);
+        prefetch(next + i), prefetch_far(far + i);
         store(e + i, exponential(load_first(z + i, (int)(n - i), (REAL)-INFINITY), m));
     }
 }
@@ -123,9 +126,10 @@ INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
 
 typedef struct {
     REAL *e, *mass, *curvature, *terms; /* [rows_per_group][padded], but terms [padded] */
-    REAL *grad_stage, *hess_stage; /* packed, for streaming */
-    REAL *streamed_stage;          /* what `pending` is streamed from, while the other stage is filled */
-    STREAM pending;
+    REAL *other_e;                      /* what is pending, while e is filled again */
+    REAL *hess_stage;                   /* packed, for streaming */
+    OUTGOING pending;                   /* the gradient of the group before */
+    REAL factors[LANES];
     int64_t padded;
     int rows_per_group;
 } ROWS;
@@ -145,16 +149,15 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
     REAL *next = scratch;
     rows->e = next, next += group;
-    rows->mass = rows->curvature = rows->terms = rows->grad_stage = rows->streamed_stage = rows->hess_stage = NULL;
-    rows->pending.left = 0;
+    rows->mass = rows->curvature = rows->terms = rows->other_e = rows->hess_stage = NULL;
+    rows->pending = (OUTGOING){0};
     if (is_soft(job)) {
         rows->mass = next, next += group;
         rows->terms = next, next += round_up(rows->padded, line);
         if (job->task == FX_FOCAL) rows->curvature = next, next += group;
     }
     if (job->stream) {
-        rows->grad_stage = next, next += group + line;
-        rows->streamed_stage = next, next += group + line;
+        rows->other_e = next, next += group;
         if (job->hess.data) rows->hess_stage = next, next += group + line;
     }
     return (size_t)(next - scratch) * sizeof(REAL);
@@ -277,18 +280,23 @@ INLINE void flush_group(const BLOCK *block, const fx_array *array, const REAL *s
             copy_out(row_of(array, row + lane), stage + lane * n_classes, n_classes, 1);
 }
 
-/* The gradient of a group without gaps goes out while the exponentials of the next one are computed. */
-INLINE void send_gradient(const BLOCK *block, ROWS *scratch, int64_t row, int rows)
+/* Streamed, a gradient stays in the place of its exponentials, but for a factor, until it goes out while those of the next
+ * group are computed. */
+INLINE void send_gradient(const BLOCK *block, ROWS *scratch, int64_t row, int rows, const REAL *factors)
 {
     const int64_t n_classes = block->job->n_classes;
-    REAL *stage = scratch->grad_stage;
-    if (!stage || block->grad.inner != n_classes) {
-        flush_group(block, &block->grad, stage, row, rows);
-        return;
-    }
-    scratch->pending = stream_begin(row_of(&block->grad, row), stage, 1, rows * n_classes);
-    scratch->grad_stage = scratch->streamed_stage;
-    scratch->streamed_stage = stage;
+    REAL *sent = scratch->e;
+    if (!block->job->stream) return;
+    if (factors) memcpy(scratch->factors, factors, sizeof scratch->factors);
+    outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, rows, factors ? scratch->factors : NULL,
+                   row_of(&block->grad, row), block->grad.inner);
+    scratch->e = scratch->other_e;
+    scratch->other_e = sent;
+}
+
+INLINE REAL *gradient_row(const BLOCK *block, const ROWS *scratch, int64_t row, int lane)
+{
+    return block->job->stream ? scratch->e + lane * scratch->padded : row_of(&block->grad, row + lane);
 }
 
 static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
@@ -320,10 +328,11 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
             distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
             if (high[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
         }
-        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane), &scratch->pending);
+        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane),
+                         row_of(&block->logits, row + 2 * rows + lane), &scratch->pending);
         parts[lane] = sum_of(e, n_vectors);
     }
-    stream_end(&scratch->pending);
+    outgoing_rest(&scratch->pending);
     const VECTOR all = reduce_sum(parts);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
@@ -344,22 +353,25 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
             for (int lane = 0; lane < rows; lane++) put_loss(block, row + lane, result[lane]);
             return;
         }
+        REAL factors[LANES];
+        store(factors, softmax.inverse);
         for (int lane = 0; lane < rows; lane++) {
             const SOFTMAX one = softmax_of_lane(&softmax, lane);
             const REAL *z = row_of(&block->logits, row + lane), *e = scratch->e + lane * padded;
-            REAL *out = group_row(block, &block->grad, scratch->grad_stage, row, lane);
-            if (job->task == FX_SOFTMAX)
-                for (int64_t i = 0; i < n_classes; i += LANES) store_up_to(out + i, load(e + i) * one.inverse, n_classes - i);
-            else
+            REAL *out = gradient_row(block, scratch, row, lane);
+            if (job->task == FX_LOG_SOFTMAX)
                 for (int64_t i = 0; i < n_classes; i += LANES)
                     store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
+            else if (!job->stream)
+                for (int64_t i = 0; i < n_classes; i += LANES) store_up_to(out + i, load(e + i) * one.inverse, n_classes - i);
         }
-        send_gradient(block, scratch, row, rows);
+        send_gradient(block, scratch, row, rows, job->task == FX_SOFTMAX ? factors : NULL);
         return;
     }
 
     const VECTOR zero = broadcast(0);
-    VECTOR value, target_gradient = zero, target_hessian = zero, scale = load_up_to(block->scale + row, rows, 0);
+    VECTOR value, target_complement = zero, target_gradient = zero, target_hessian = zero;
+    VECTOR scale = load_up_to(block->scale + row, rows, 0);
     FOCAL modulated;
     if (soft && focal) {
         for (int lane = 0; lane < rows; lane++) {
@@ -389,6 +401,7 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
             target_hessian = scale * focal_hessian_of_target(&softmax, load(e_target), &modulated);
             scale *= modulated.mass;
         }
+        target_complement = complement(&softmax, load(e_target));
         target_gradient = index_gradient(&softmax, load(e_target), scale * softmax.inverse);
     }
     put_values(block, value, row);
@@ -398,34 +411,38 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
 #endif
     if (!job->grad.data) return;
 
-    REAL target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES] = {0}, curvatures[LANES] = {0};
+    REAL target_complements[LANES], target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES] = {0}, curvatures[LANES] = {0};
     store(scaled_inverse, scale * softmax.inverse);
     store(scales, load_up_to(block->scale + row, rows, 0));
+    store(target_complements, target_complement);
     store(target_gradients, target_gradient);
     store(target_hessians, target_hessian);
     if (focal && !soft) store(masses, modulated.mass), store(curvatures, modulated.curvature);
     for (int lane = 0; lane < rows; lane++) {
-        const REAL *e = scratch->e + lane * padded;
-        REAL *grad = group_row(block, &block->grad, scratch->grad_stage, row, lane);
+        REAL *e = scratch->e + lane * padded, *grad = gradient_row(block, scratch, row, lane);
         REAL *hess = group_row(block, &block->hess, scratch->hess_stage, row, lane);
+        const int64_t label = block->label[row + lane];
         if (soft) {
             const SOFTMAX one = softmax_of_lane(&softmax, lane);
             const PAIR total_mass = {broadcast(high[lane]), broadcast(low[lane])};
             const PAIR total_curvature = {broadcast(curvature_high[lane]), broadcast(curvature_low[lane])};
             put_soft_row(grad, hess, e, scratch->mass + lane * padded, focal ? scratch->curvature + lane * padded : NULL, n_classes,
                          &one, total_mass, total_curvature, scales[lane]);
-        } else {
-            if (!hess) put_index_row(grad, NULL, e, n_classes, NULL, scaled_inverse[lane], 1, 0, NULL, 0);
-            else {
-                const SOFTMAX one = softmax_of_lane(&softmax, lane);
-                const FOCAL one_focal = {zero, broadcast(focal ? masses[lane] : 0), broadcast(focal ? curvatures[lane] : 0), zero};
-                put_index_row(grad, hess, e, n_classes, &one, scaled_inverse[lane], 1, 0, focal ? &one_focal : NULL, scales[lane]);
-                if (focal) hess[block->label[row + lane]] = target_hessians[lane];
-            }
-            grad[block->label[row + lane]] = target_gradients[lane];
+            continue;
+        }
+        if (hess) {
+            const SOFTMAX one = softmax_of_lane(&softmax, lane);
+            const FOCAL one_focal = {zero, broadcast(masses[lane]), broadcast(curvatures[lane]), zero};
+            put_index_hessian(hess, e, n_classes, &one, scaled_inverse[lane], 1, focal ? &one_focal : NULL, scales[lane]);
+            if (focal) hess[label] = target_hessians[lane];
+        }
+        if (job->stream) e[label] = -target_complements[lane]; /* times the factor it is the target's gradient */
+        else {
+            scale_out(grad, e, broadcast(scaled_inverse[lane]), n_classes, 0);
+            grad[label] = target_gradients[lane];
         }
     }
-    send_gradient(block, scratch, row, rows);
+    send_gradient(block, scratch, row, rows, soft ? NULL : scaled_inverse);
     flush_group(block, &block->hess, scratch->hess_stage, row, rows);
 }
 
@@ -437,7 +454,8 @@ static void compute_rows(BLOCK *block, REAL *memory)
         const int64_t left = block->rows - row;
         compute_group(block, &scratch, row, left < scratch.rows_per_group ? (int)left : scratch.rows_per_group);
     }
-    stream_end(&scratch.pending);
+    outgoing_rest(&scratch.pending);
+    outgoing_flush(&scratch.pending);
 }
 
 /* ---- long rows ---- */
@@ -445,26 +463,40 @@ static void compute_rows(BLOCK *block, REAL *memory)
 typedef struct {
     REAL *z, *e, *mass, *curvature, *terms, *grad, *hess; /* [CHUNK] */
     REAL *kept;                                    /* [n_classes], NULL: computed again */
-    REAL *max, *factor;                            /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
+    REAL *other_kept;                              /* what is pending, while kept is filled again */
+    REAL *max, *factor, *outgoing_factor;          /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
     double *all, *below, *mass_of_chunk;           /* [n_chunks], relative to the maximum of the chunk */
     int64_t n_chunks;
+    OUTGOING pending;                              /* the gradient of the row before */
+    REAL *target;                                  /* of which this element is still to be set */
+    REAL target_gradient;
 } LONG_ROW;
+
+/* Gradients of class indices and softmax need one multiplication from the exponentials to their place. Streamed, they go
+ * out while the exponentials of the next row are computed. */
+INLINE int is_one_product(const fx_job *job)
+{
+    return (is_loss(job) ? !is_soft(job) : job->task == FX_SOFTMAX) && job->grad.klass == 1 && !is_half(job->real_type);
+}
+INLINE int goes_out_later(const fx_job *job) { return job->stream && is_one_product(job) && !job->hess.data; }
 
 static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
 {
     const int64_t line = 64 / (int64_t)sizeof(REAL);
     row->n_chunks = (job->n_classes + CHUNK - 1) / CHUNK;
     REAL **chunks[] = {&row->z, &row->e, &row->mass, &row->curvature, &row->terms, &row->grad, &row->hess};
-    REAL **reals[] = {&row->max, &row->factor};
+    REAL **reals[] = {&row->max, &row->factor, &row->outgoing_factor};
     double **doubles[] = {&row->all, &row->below, &row->mass_of_chunk};
     const int64_t widths = (int64_t)(sizeof(double) / sizeof(REAL));
     REAL *next = scratch;
     for (int i = 0; i < COUNT(chunks); i++) *chunks[i] = next, next += CHUNK;
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
     for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
-    row->kept = NULL;
+    row->kept = row->other_kept = row->target = NULL;
+    row->pending = (OUTGOING){0};
     if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
         row->kept = next, next += round_up(job->n_classes, CHUNK);
+    if (row->kept && goes_out_later(job)) row->other_kept = next, next += round_up(job->n_classes, CHUNK);
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 
@@ -541,10 +573,36 @@ RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_
 INLINE REAL *long_row_exponentials(const LONG_ROW *scratch, int64_t j, const REAL *z, REAL max, int64_t n)
 {
     REAL *e = scratch->e;
-    if (!scratch->kept) row_exponentials(e, z, max, n, z, NULL);
+    if (!scratch->kept) row_exponentials(e, z, max, n, z, z, NULL);
     else if (scratch->factor[j] == 1) e = scratch->kept + j * CHUNK;
     else scale_out(e, scratch->kept + j * CHUNK, broadcast(scratch->factor[j]), round_up(n, LANES), 0);
     return e;
+}
+
+/* The rest of the row before, and its target. */
+INLINE void finish_pending(LONG_ROW *scratch)
+{
+    outgoing_rest(&scratch->pending);
+    if (!scratch->target) return;
+    outgoing_flush(&scratch->pending);
+    stream_fence(); /* an ordinary store after streaming ones */
+    *scratch->target = scratch->target_gradient;
+    scratch->target = NULL;
+}
+
+INLINE void send_long_row(const BLOCK *block, LONG_ROW *scratch, int64_t row, REAL scaled_inverse, int64_t label,
+                          REAL target_gradient)
+{
+    const fx_job *job = block->job;
+    const int64_t n_chunks = scratch->n_chunks;
+    REAL *sent = scratch->kept, *to = row_of(&block->grad, row);
+    for (int64_t j = 0; j < n_chunks; j++) scratch->outgoing_factor[j] = scaled_inverse * scratch->factor[j];
+    outgoing_begin(&scratch->pending, sent, CHUNK, CHUNK, job->n_classes - (n_chunks - 1) * CHUNK, n_chunks,
+                   scratch->outgoing_factor, to, CHUNK);
+    scratch->target = is_loss(job) ? to + label : NULL;
+    scratch->target_gradient = target_gradient;
+    scratch->kept = scratch->other_kept;
+    scratch->other_kept = sent;
 }
 
 static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
@@ -560,7 +618,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         const REAL *z = chunk_of(block, row, first, n, scratch->z);
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
-        row_exponentials(e, z, max, n, z + CHUNK, NULL);
+        row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
         scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
@@ -573,6 +631,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         }
     }
 
+    finish_pending(scratch);
     REAL max = scratch->max[0];
     for (int64_t j = 1; j < scratch->n_chunks; j++) max = scratch->max[j] > max ? scratch->max[j] : max;
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
@@ -633,13 +692,16 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
         target_gradient = first_lane(index_gradient(&softmax, e_target, broadcast(scaled_inverse)));
     }
     if (!job->grad.data) return;
+    if (scratch->other_kept) {
+        send_long_row(block, scratch, row, scaled_inverse, label, target_gradient);
+        return;
+    }
 
     split(mass_sum, &high, &low);
     const PAIR total_mass = {broadcast(high), broadcast(low)};
     split(curvature_sum, &high, &low);
     const PAIR total_curvature = {broadcast(high), broadcast(low)};
-    /* Gradients of class indices need one multiplication from the exponentials to their place: streamed without a stop. */
-    const int direct = !soft && job->task != FX_LOG_SOFTMAX && block->grad.klass == 1 && !is_half(block->type);
+    const int direct = is_one_product(job);
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const int64_t first = j * CHUNK, n = chunk_length(job, first);
         REAL *grad = chunk_output(block, &block->grad, row, first, scratch->grad, job->stream && !direct);
@@ -675,6 +737,8 @@ static void compute_long_rows(BLOCK *block, REAL *memory)
     LONG_ROW scratch;
     long_row_scratch(block->job, memory, &scratch);
     for (int64_t row = 0; row < block->rows; row++) compute_long_row(block, &scratch, row);
+    finish_pending(&scratch);
+    outgoing_flush(&scratch.pending);
 }
 
 #endif

@@ -11,6 +11,8 @@ enum {
     FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
+    LONG_ROWS_PER_BLOCK = 8,
+    LEAST_BLOCKS = 32,                   /* of long rows: enough for as many threads */
     COPY_BLOCK_ELEMENTS = 8192,          /* the same where the block is copied first */
     TILE_BLOCK_ELEMENTS = 4096           /* of tiles, whose gradients are staged in the first-level cache */
 };
@@ -105,6 +107,9 @@ RARE void plan(fx_job *job)
     int64_t rows = (job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS)
                    / job->n_classes;
     if (rows > MAXIMAL_ROWS_PER_BLOCK) rows = MAXIMAL_ROWS_PER_BLOCK;
+    /* Where rows go out while the next is computed, the first and the last of a block wait. */
+    if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK)
+        rows = at_most(LONG_ROWS_PER_BLOCK, job->n_inner / LEAST_BLOCKS);
     if (job->regime == FX_TILE || rows >= LANES) rows = rows < LANES ? LANES : rows / LANES * LANES;
     job->rows_per_block = rows > 1 ? rows : 1;
     job->n_blocks_per_outer = (job->n_inner + job->rows_per_block - 1) / job->rows_per_block;

@@ -11,6 +11,7 @@
 
 #include "block.h"
 #include "formulas.h"
+#include "outgoing.h"
 
 INLINE int is_packed(ptrdiff_t class_stride, int64_t n_classes)
 {
@@ -158,7 +159,7 @@ typedef struct {
     const fx_array *array;
     REAL *stage;
     int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
-    STREAM stream; /* from the stage to the array */
+    OUTGOING outgoing; /* from the stage to the array */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
@@ -179,8 +180,9 @@ static void flush_stage(const BLOCK *block, TILE_OUTPUT *output)
 {
     const int64_t n_classes = block->job->n_classes;
     if (!output->stage) return;
-    if (output->stream.left) {
-        stream_end(&output->stream);
+    if (output->outgoing.parts) {
+        outgoing_rest(&output->outgoing);
+        outgoing_flush(&output->outgoing);
         return;
     }
     const int64_t first = output->direct ? block->rows / LANES * LANES : 0;
@@ -217,7 +219,7 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
     const fx_array *arrays[] = {grad, hess};
     for (int i = 0; i < COUNT(outputs); i++) {
-        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->stream.left = 0;
+        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->outgoing = (OUTGOING){0};
         if (!is_staged(job, arrays[i])) continue;
         outputs[i]->stage = next, next += stage;
         outputs[i]->direct = !job->stream && is_exact(job->n_classes) && arrays[i]->inner == job->n_classes;
@@ -492,13 +494,14 @@ NOINLINE void tile_index_rare(BLOCK *block, const TILE *tile, REAL *e, int64_t r
 
 /* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
  * to 4 classes are a few lines, and hardware prefetchers do as well. */
+enum { FAR_TILE_BYTES = 8192 };
 INLINE void prefetch_tile(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     const int64_t elements = job->n_classes * LANES, line = 64 / (int64_t)sizeof(REAL);
     if (job->n_classes <= 4 || block->logits.klass != 1 || block->logits.inner != job->n_classes) return;
-    const REAL *next = row_of(&block->logits, row + LANES);
-    for (int64_t i = 0; i < elements; i += line) prefetch(next + i);
+    const REAL *next = row_of(&block->logits, row + LANES), *far = next + FAR_TILE_BYTES / sizeof(REAL);
+    for (int64_t i = 0; i < elements; i += line) prefetch(next + i), prefetch_far(far + i);
     if (!job->grad.data || job->stream || block->grad.inner != job->n_classes) return;
     const REAL *grad = row_of(&block->grad, row);
     for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
@@ -508,11 +511,13 @@ INLINE void prefetch_tile(const BLOCK *block, int64_t row)
 INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_done)
 {
     enum { BEHIND = 1024 };
-    const int64_t n_classes = block->job->n_classes;
-    if (!block->job->stream || !output->stage || output->array->inner != n_classes || rows_done * n_classes <= BEHIND) return;
-    if (!output->stream.left)
-        output->stream = stream_begin(row_of(output->array, 0), output->stage, 1, block->rows * n_classes);
-    stream_until(&output->stream, (block->rows - rows_done) * n_classes + BEHIND);
+    const int64_t n_classes = block->job->n_classes, ready = rows_done * n_classes - BEHIND;
+    OUTGOING *outgoing = &output->outgoing;
+    if (!block->job->stream || !output->stage || output->array->inner != n_classes || ready < LANES) return;
+    if (!outgoing->parts)
+        outgoing_begin(outgoing, output->stage, 0, 0, block->rows * n_classes, 1, NULL, row_of(output->array, 0), 0);
+    const int64_t gone = outgoing->begun ? outgoing->next - output->stage : 0;
+    outgoing_some(outgoing, (ready - gone) / LANES);
 }
 
 static void compute_tiles(BLOCK *block, REAL *scratch)

@@ -47,6 +47,7 @@ typedef int64_t INTEGER;
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
 #define prefetch(address) ((void)(address))
+#define prefetch_far(address) ((void)(address))
 #define prefetch_to_write(address) ((void)(address))
 #else
 #define INLINE static inline __attribute__((always_inline))
@@ -55,6 +56,7 @@ typedef int64_t INTEGER;
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define prefetch(address) __builtin_prefetch(address)
+#define prefetch_far(address) __builtin_prefetch(address, 0, 2) /* to the second-level cache */
 #define prefetch_to_write(address) __builtin_prefetch(address, 1)
 #endif
 
@@ -274,41 +276,6 @@ INLINE void copy_out(REAL *RESTRICT out, const REAL *RESTRICT from, int64_t n, i
 {
     if (stream) scale_out(out, from, broadcast(1), n, 1);
     else memcpy(out, from, (size_t)n * sizeof(REAL));
-}
-
-/* A gradient on its way out past the caches: factor times values, a vector at a time between other work, so that the memory
- * is never idle. `left` values are still to go. */
-typedef struct {
-    REAL *out;
-    const REAL *from;
-    int64_t left;
-    REAL factor;
-} STREAM;
-
-/* Streaming stores are aligned: the values before the first boundary go at once. */
-INLINE STREAM stream_begin(REAL *out, const REAL *from, REAL factor, int64_t n)
-{
-    int64_t head = (int64_t)((0 - (uintptr_t)out) % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
-    if (head > n) head = n;
-    store_up_to(out, load_up_to(from, head, 0) * factor, head);
-    STREAM stream = {out + head, from + head, n - head, factor};
-    return stream;
-}
-
-/* Whole vectors, until no more than `left` values are to go. */
-INLINE void stream_until(STREAM *stream, int64_t left)
-{
-    while (stream->left >= LANES && stream->left > left) {
-        stream_store(stream->out, load(stream->from) * stream->factor);
-        stream->out += LANES, stream->from += LANES, stream->left -= LANES;
-    }
-}
-
-INLINE void stream_end(STREAM *stream)
-{
-    stream_until(stream, 0);
-    if (stream->left > 0) store_first(stream->out, load_first(stream->from, (int)stream->left, 0) * stream->factor, (int)stream->left);
-    stream->left = 0;
 }
 
 INLINE void stream_fence(void)
