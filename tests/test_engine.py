@@ -138,3 +138,33 @@ def test_streamed_gradients_are_those_written_in_place(shape, start):
     over_value, over = loss.value_and_grad(logits, target, grad_out=logits)
     assert value == over_value
     np.testing.assert_array_equal(grad, over)
+
+
+@pytest.mark.parametrize("shape", [(4_500_001,), (1_500_001, 3), (3, 1_500_001), (3_000, 1_500)], ids=str)
+@pytest.mark.parametrize("start", [0, 4, 60], ids=["aligned", "one element off", "one element before a line"])
+def test_streamed_elementwise_gradients(shape, start):
+    # The first 5001 elements, again and again; 5001 is no multiple of a vector or a chunk.
+    rng = np.random.default_rng(4)
+    piece = random_logits(rng, 5001, np.float32, 3.0)
+    labels = rng.integers(0, 2, 5001)
+    logits, target = np.resize(piece, shape), np.resize(labels, shape)
+    for loss in (fx.BinaryCrossEntropy(reduction="sum"), fx.BinaryFocalLoss(reduction="sum")):
+        streamed = at_byte(np.zeros(shape, np.float32), start)
+        assert engine.Job(
+            "binary_cross_entropy",
+            logits.reshape(1, 1, -1),
+            grad=streamed.reshape(1, 1, -1),
+            target=target.reshape(1, 1, -1),
+        ).plan["stream"]
+        value, _ = loss.value_and_grad(logits, target, grad_out=streamed)
+        piece_value, piece_grad = loss.value_and_grad(piece, labels)
+        np.testing.assert_array_equal(streamed, np.resize(piece_grad, shape))
+        over = logits.copy()
+        over_value, _ = loss.value_and_grad(over, target, grad_out=over)
+        np.testing.assert_array_equal(over, streamed)
+        assert value == pytest.approx(over_value, rel=1e-12)
+        whole, rest = divmod(logits.size, 5001)
+        assert value == pytest.approx(whole * piece_value + loss(piece[:rest], labels[:rest]), rel=1e-12)
+    out = at_byte(np.zeros(shape, np.float32), start)
+    fx.sigmoid(logits, out=out)
+    np.testing.assert_array_equal(out, np.resize(fx.sigmoid(piece), shape))

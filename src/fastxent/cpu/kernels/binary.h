@@ -72,6 +72,11 @@ INLINE VECTOR binary_value(const BINARY *x, MASSES masses)
 {
     return times(masses.positive, x->softplus_minus) + times(masses.negative, x->softplus);
 }
+/* The same for finite logits and masses. */
+INLINE VECTOR binary_value_of_finite(const BINARY *x, MASSES masses)
+{
+    return multiply_add(masses.positive, x->softplus_minus, masses.negative * x->softplus);
+}
 INLINE VECTOR binary_gradient(const BINARY *x, MASSES masses) { return masses.negative * x->p - masses.positive * x->q; }
 INLINE VECTOR binary_hessian(const BINARY *x, MASSES masses) { return (masses.positive + masses.negative) * (x->p * x->q); }
 
@@ -100,7 +105,8 @@ typedef struct {
     REAL gamma;
 } BINARY_FOCAL;
 
-INLINE BINARY_FOCAL binary_focal_of(const BINARY *x, MASSES masses, FOCUS focus, VECTOR alpha, VECTOR one_minus_alpha)
+INLINE BINARY_FOCAL binary_focal_of(const BINARY *x, MASSES masses, FOCUS focus, VECTOR alpha, VECTOR one_minus_alpha,
+                                    const int finite)
 {
     const VECTOR zero = broadcast(0), r = masses.positive * x->q + masses.negative * x->p;
     const VECTOR difference = masses.negative - masses.positive;
@@ -108,10 +114,10 @@ INLINE BINARY_FOCAL binary_focal_of(const BINARY *x, MASSES masses, FOCUS focus,
     focal.alpha = alpha * masses.positive + one_minus_alpha * masses.negative;
     focal.factor = focal.alpha * modulation_of(r, focus);
     focal.rho = choose(equal(r, zero), difference, x->p * x->q / r * difference);
-    focal.value = binary_value(x, masses);
+    focal.value = finite ? binary_value_of_finite(x, masses) : binary_value(x, masses);
     focal.gradient = binary_gradient(x, masses);
     focal.hessian = binary_hessian(x, masses);
-    focal.rho_value = times(focal.rho, focal.value);
+    focal.rho_value = finite ? focal.rho * focal.value : times(focal.rho, focal.value);
     focal.gamma = focus.gamma;
     return focal;
 }

@@ -67,6 +67,7 @@ INLINE BLOCK block_of(const fx_job *job, int64_t number)
 INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
     if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
+    else if (type == REAL_TYPE && stride == 1) memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
 #if REAL_BITS == 32
     else fx_read_floats(array->data, type, offset, stride, n, out);
 #else
@@ -80,7 +81,8 @@ INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdi
     if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
     else {
         REAL *out = (REAL *)array->data + offset;
-        for (int64_t i = 0; i < n; i++) out[i * stride] = from[i];
+        if (stride == 1) memcpy(out, from, (size_t)n * sizeof(REAL));
+        else for (int64_t i = 0; i < n; i++) out[i * stride] = from[i];
     }
 }
 

@@ -22,6 +22,7 @@ typedef struct {
     const fx_job *job;
     BLOCK rows;                                           /* label unused; one "row" an element of the chunk */
     int64_t outer, first, n;                              /* the chunk */
+    int streams;                                          /* its gradient goes from the registers past the caches */
     REAL *z, *t, *pos_weight, *grad, *hess, *out;         /* [ELEMENTS_CHUNK] */
 } ELEMENTS;
 
@@ -107,6 +108,8 @@ INLINE REAL *place_of(const ELEMENTS *chunk, const fx_array *array, int type)
     return array->data && type == REAL_TYPE && run.stride == 1 && run.n == chunk->n ? (REAL *)array->data + run.offset : NULL;
 }
 
+INLINE int is_aligned(const REAL *p) { return (uintptr_t)p % (VECTOR_BYTES + !VECTOR_BYTES) == 0; }
+
 INLINE const REAL *input_of(const ELEMENTS *chunk, const fx_array *array, int type, REAL *buffer)
 {
     const REAL *place = place_of(chunk, array, type);
@@ -115,11 +118,18 @@ INLINE const REAL *input_of(const ELEMENTS *chunk, const fx_array *array, int ty
     return buffer;
 }
 
-/* In a stream, and where the chunk has gaps, an output is computed in its buffer. */
+/* In a stream that is not aligned, and where the chunk has gaps, an output is computed in its buffer. */
 INLINE REAL *output_of(const ELEMENTS *chunk, const fx_array *array, REAL *buffer)
 {
-    REAL *place = chunk->job->stream ? NULL : place_of(chunk, array, chunk->job->real_type);
-    return !array->data ? NULL : place ? place : buffer;
+    REAL *place = place_of(chunk, array, chunk->job->real_type);
+    if (!array->data) return NULL;
+    return place && (!chunk->job->stream || (array == &chunk->job->grad && is_aligned(place))) ? place : buffer;
+}
+
+INLINE void put_gradient(const ELEMENTS *chunk, REAL *out, VECTOR v, int64_t left)
+{
+    if (chunk->streams && left >= LANES) stream_store(out, v);
+    else store_up_to(out, v, left);
 }
 
 /* Weights per label are the same for all chunks of a block that are whole rows: gathered once. */
@@ -226,44 +236,110 @@ RARE void widen_elements(double *value, const REAL *z, MASSES masses, int64_t n,
 
 enum { VALUE, GRADIENT, HESSIAN };
 
-/* Elements without a weight of their own (pos_weight or alpha 0) are not looked at: `counts`. task, inputs and derivatives
- * are constants at most calls, so that each gets its own loop. */
-INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
-                         const int task, const int inputs, const int derivatives)
+/* LANES interleaved sums of losses, which both ways below add to alike. */
+typedef struct {
+    double lane[LANES];
+} LANE_SUMS;
+
+INLINE void add_values(LANE_SUMS *sums, VECTOR value)
+{
+#if REAL_BITS == 64
+    store(sums->lane, load(sums->lane) + value);
+#elif VECTOR_BYTES == 64
+    _mm512_storeu_pd(sums->lane, _mm512_loadu_pd(sums->lane) + _mm512_cvtps_pd(_mm512_castps512_ps256(value)));
+    _mm512_storeu_pd(sums->lane + 8, _mm512_loadu_pd(sums->lane + 8) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1)));
+#elif LANES > 1
+    for (int lane = 0; lane < LANES; lane++) sums->lane[lane] += (double)value[lane];
+#else
+    sums->lane[0] += (double)value;
+#endif
+}
+
+/* `careful`: logits may be infinite or NaN, losses beyond float32 and elements without a weight of their own (pos_weight or
+ * alpha 0, which are not looked at); otherwise all is finite, or the sum of the losses, which is returned, is not. Then
+ * no losses are kept. task, inputs, derivatives and careful are constants at most calls, so that each gets its own loop. */
+INLINE double binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
+                           const int task, const int inputs, const int derivatives, const int careful)
 {
     const fx_job *job = chunk->job;
     const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
     const FOCUS focus = focus_of(job);
     const VECTOR alpha = broadcast(job->alpha < 0 ? 1 : (REAL)job->alpha);
     const VECTOR one_minus_alpha = broadcast(job->alpha < 0 ? 1 : (REAL)(1 - job->alpha));
+    LANE_SUMS sums = {{0}};
     for (int64_t i = 0; i < chunk->n; i += LANES) {
         const int64_t left = chunk->n - i;
         const VECTOR z_i = load_up_to(z + i, left, 0), scale = load(chunk->rows.scale + i);
         const BINARY x = inputs == FX_PROBS ? binary_of_probability(z_i) : binary_of(z_i);
         MASSES masses = masses_of(load_up_to(t + i, left, 0), smoothing);
+        VECTOR value, gradient, hessian;
+        MASK counts;
         if (task == FX_BINARY_FOCAL) {
-            const BINARY_FOCAL focal = binary_focal_of(&x, masses, focus, alpha, one_minus_alpha);
-            const MASK counts = less(broadcast(0), focal.alpha);
-            put_values(&chunk->rows, keep(counts, binary_focal_value(&focal)), i);
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_focal_gradient(&focal)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_focal_hessian(&focal, &x)), left);
+            const BINARY_FOCAL focal = binary_focal_of(&x, masses, focus, alpha, one_minus_alpha, !careful);
+            counts = less(broadcast(0), focal.alpha);
+            value = careful ? binary_focal_value(&focal) : focal.factor * focal.value;
+            gradient = scale * binary_focal_gradient(&focal);
+            hessian = scale * binary_focal_hessian(&focal, &x);
+        } else {
+            if (pos_weight) masses.positive *= load_up_to(pos_weight + i, left, 0);
+            counts = less(broadcast(0), masses.positive + masses.negative);
+            value = careful ? binary_value(&x, masses) : binary_value_of_finite(&x, masses);
+            gradient = inputs == FX_PROBS ? probability_gradient(&x, masses, scale) : scale * binary_gradient(&x, masses);
+            hessian = inputs == FX_PROBS ? probability_hessian(&x, masses, scale) : scale * binary_hessian(&x, masses);
+        }
+        if (careful) {
+            value = keep(counts, value);
+            gradient = keep(counts, gradient);
+            hessian = keep(counts, hessian);
+        }
+        if (derivatives >= GRADIENT) put_gradient(chunk, grad + i, gradient, left);
+        if (derivatives >= HESSIAN) store_up_to(hess + i, hessian, left);
+        if (!careful && left >= LANES) {
+            add_values(&sums, value);
             continue;
         }
-        if (pos_weight) masses.positive *= load_up_to(pos_weight + i, left, 0);
-        const MASK counts = less(broadcast(0), masses.positive + masses.negative);
-        const VECTOR value = keep(counts, binary_value(&x, masses));
         put_values(&chunk->rows, value, i);
 #if REAL_BITS == 32
-        if (UNLIKELY(has_infinite(value))) widen_elements(chunk->rows.value + i, z + i, masses, left, inputs);
+        if (careful && task != FX_BINARY_FOCAL && UNLIKELY(has_infinite(value)))
+            widen_elements(chunk->rows.value + i, z + i, masses, left, inputs);
 #endif
-        if (inputs == FX_PROBS) {
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, probability_gradient(&x, masses, scale)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, probability_hessian(&x, masses, scale)), left);
-        } else {
-            if (derivatives >= GRADIENT) store_up_to(grad + i, keep(counts, scale * binary_gradient(&x, masses)), left);
-            if (derivatives >= HESSIAN) store_up_to(hess + i, keep(counts, scale * binary_hessian(&x, masses)), left);
-        }
+        if (!careful)
+            for (int lane = 0; lane < left; lane++) sums.lane[lane] += chunk->rows.value[i + lane];
     }
+    double sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += sums.lane[lane];
+    return sum;
+}
+
+/* The sum of losses that were kept, in the order of the other way. */
+static double sum_of_values(const double *value, int64_t n)
+{
+    LANE_SUMS sums = {{0}};
+    double sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) sums.lane[lane] += value[i + lane];
+    for (int lane = 0; i + lane < n; lane++) sums.lane[lane] += value[i + lane];
+    for (int lane = 0; lane < LANES; lane++) sum += sums.lane[lane];
+    return sum;
+}
+
+/* What is not the everyday case shares one copy of the code. */
+NOINLINE double binary_chunk_rare(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad,
+                                  REAL *hess, int careful)
+{
+    return binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, chunk->job->inputs,
+                        hess ? HESSIAN : grad ? GRADIENT : VALUE, careful);
+}
+
+INLINE double binary_chunk_of_finite(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad,
+                                     REAL *hess)
+{
+    const int focal = chunk->job->task == FX_BINARY_FOCAL;
+    if (hess || (focal && !grad)) return binary_chunk_rare(chunk, z, t, pos_weight, grad, hess, 0);
+    if (focal) return binary_chunk(chunk, z, t, NULL, grad, NULL, FX_BINARY_FOCAL, FX_LOGITS, GRADIENT, 0);
+    if (grad) return binary_chunk(chunk, z, t, pos_weight, grad, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, GRADIENT, 0);
+    return binary_chunk(chunk, z, t, pos_weight, NULL, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, VALUE, 0);
 }
 
 static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
@@ -271,15 +347,8 @@ static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
     const int is_log = chunk->job->task == FX_LOG_SIGMOID;
     for (int64_t i = 0; i < chunk->n; i += LANES) {
         const BINARY x = binary_of(load_up_to(z + i, chunk->n - i, 0));
-        store_up_to(out + i, is_log ? -x.softplus_minus : x.p, chunk->n - i);
+        put_gradient(chunk, out + i, is_log ? -x.softplus_minus : x.p, chunk->n - i);
     }
-}
-
-/* What is not the everyday case shares one copy of the code. */
-NOINLINE void binary_chunk_rare(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess)
-{
-    binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, chunk->job->inputs,
-                 hess ? HESSIAN : grad ? GRADIENT : VALUE);
 }
 
 /* Returns the sum of the losses of the chunk. */
@@ -290,6 +359,7 @@ static double compute_chunk(ELEMENTS *chunk, int first_of_block)
     const REAL *z = input_of(chunk, &job->logits, job->real_type, chunk->z), *pos_weight = NULL;
     REAL *grad = output_of(chunk, &job->grad, chunk->grad), *hess = output_of(chunk, &job->hess, chunk->hess);
     double sum = 0;
+    chunk->streams = job->stream && grad != chunk->grad;
     if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
     else {
         const REAL *t = input_of(chunk, &job->target, job->target_type, chunk->t);
@@ -297,21 +367,22 @@ static double compute_chunk(ELEMENTS *chunk, int first_of_block)
         else if (first_of_block)
             for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);
         if (job->pos_weight.data) pos_weight = pos_weight_of(chunk, first_of_block);
-        if (hess || job->inputs == FX_PROBS || (job->task == FX_BINARY_FOCAL && !grad))
-            binary_chunk_rare(chunk, z, t, pos_weight, grad, hess);
-        else if (job->task == FX_BINARY_FOCAL)
-            binary_chunk(chunk, z, t, NULL, grad, NULL, FX_BINARY_FOCAL, FX_LOGITS, GRADIENT);
-        else if (grad) binary_chunk(chunk, z, t, pos_weight, grad, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, GRADIENT);
-        else binary_chunk(chunk, z, t, pos_weight, NULL, NULL, FX_BINARY_CROSS_ENTROPY, FX_LOGITS, VALUE);
-        if (is_weighted) finish_elements(chunk, grad, hess);
+        /* Infinite logits and losses are rare: most chunks do without a look at every one of them. */
+        const int is_finite = !is_weighted && !job->loss.data && job->inputs == FX_LOGITS;
+        if (is_finite && grad == z) z = (const REAL *)memcpy(chunk->z, z, (size_t)chunk->n * sizeof(REAL));
+        if (is_finite) sum = binary_chunk_of_finite(chunk, z, t, pos_weight, grad, hess);
+        if (!is_finite || UNLIKELY(!isfinite(sum))) {
+            binary_chunk_rare(chunk, z, t, pos_weight, grad, hess, 1);
+            if (is_weighted) finish_elements(chunk, grad, hess);
+            sum = sum_of_values(chunk->rows.value, chunk->n);
+        }
         if (job->loss.data) {
             for (int64_t i = 0; i < chunk->n; i++) chunk->out[i] = (REAL)chunk->rows.value[i];
             scatter(chunk, &job->loss, chunk->out);
         }
-        sum = sum_of_rows(chunk->rows.value, chunk->n);
     }
-    if (grad == chunk->grad) scatter(chunk, &job->grad, grad);
-    if (hess == chunk->hess) scatter(chunk, &job->hess, hess);
+    if (grad && grad == chunk->grad) scatter(chunk, &job->grad, grad);
+    if (hess && hess == chunk->hess) scatter(chunk, &job->hess, hess);
     return sum;
 }
 
@@ -326,6 +397,13 @@ INLINE ELEMENTS elements_of(const fx_job *job, int64_t number)
     return elements;
 }
 
+static int64_t values_past_a_line(const ELEMENTS *block)
+{
+    const RUN run = run_of(block->job, &block->job->grad, block->outer, block->first, block->n);
+    const REAL *place = (const REAL *)block->job->grad.data + run.offset;
+    return run.stride == 1 ? (int64_t)((uintptr_t)place % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL)) : 0;
+}
+
 static double compute_elements(const fx_job *job, int64_t number, REAL *memory)
 {
     const ELEMENTS block = elements_of(job, number);
@@ -333,9 +411,12 @@ static double compute_elements(const fx_job *job, int64_t number, REAL *memory)
     ELEMENTS chunk = block;
     double sum = 0;
     elements_scratch(memory, &chunk);
-    for (; chunk.first < end; chunk.first += step) {
-        chunk.n = at_most(end - chunk.first, step);
-        sum += compute_chunk(&chunk, chunk.first == block.first);
+    /* Streamed, the first chunk ends where the gradient begins a line. */
+    const int64_t odd = job->stream && job->n_classes > ELEMENTS_CHUNK ? values_past_a_line(&chunk) : 0;
+    for (; chunk.first < end; chunk.first += chunk.n) {
+        const int is_first = chunk.first == block.first;
+        chunk.n = at_most(end - chunk.first, is_first ? step - odd : step);
+        sum += compute_chunk(&chunk, is_first);
     }
     return sum;
 }

@@ -2,7 +2,7 @@
  *
  * Design
  * a) Conversions are integer operations without branches, which compilers vectorize at every level, and round to nearest,
- *    ties to even. Subnormal halves are made and taken apart with normal floats only: arithmetic with subnormal floats
+ *    ties to even. From AVX2 on there are instructions for float16, which do the same. Subnormal halves are made and taken apart with normal floats only: arithmetic with subnormal floats
  *    costs a hundred cycles, and is switched off in processes that flush them to zero.
  * b) A NaN stays a NaN (its quiet bit is set), and what is too large for a half becomes infinite.
  */
@@ -71,11 +71,45 @@ RARE void write_distant_halves(int type, const REAL *p, int64_t n, uint16_t *out
     for (int64_t i = 0; i < n; i++) out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
 }
 
+/* float16 by instruction, as many whole vectors as there are; returns how many values that was. */
+#if REAL_BITS == 32 && VECTOR_BYTES == 64
+INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
+{
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i))));
+    return i;
+}
+INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
+{
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((__m256i *)(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(p + i), _MM_FROUND_TO_NEAREST_INT));
+    return i;
+}
+#elif REAL_BITS == 32 && VECTOR_BYTES == 32 && defined(__F16C__)
+INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i))));
+    return i;
+}
+INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
+{
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(p + i), _MM_FROUND_TO_NEAREST_INT));
+    return i;
+}
+#else
+INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out) { (void)p, (void)n, (void)out; return 0; }
+INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out) { (void)p, (void)n, (void)out; return 0; }
+#endif
+
 NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
     if (stride != 1) read_distant_halves(type, p, stride, n, out);
     else if (type == FX_FLOAT16)
-        for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_float16(p[i]);
+        for (int64_t i = read_float16_vectors(p, n, out); i < n; i++) out[i] = (REAL)of_float16(p[i]);
     else
         for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_bfloat16(p[i]);
 }
@@ -84,7 +118,7 @@ NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t
 {
     if (stride != 1) write_distant_halves(type, p, n, out, stride);
     else if (type == FX_FLOAT16)
-        for (int64_t i = 0; i < n; i++) out[i] = to_float16((float)p[i]);
+        for (int64_t i = write_float16_vectors(p, n, out); i < n; i++) out[i] = to_float16((float)p[i]);
     else
         for (int64_t i = 0; i < n; i++) out[i] = to_bfloat16((float)p[i]);
 }

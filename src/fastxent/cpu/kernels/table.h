@@ -42,11 +42,25 @@ static int regime_of(const fx_job *job)
     return rows_are_neighbours(job) && tile_bytes <= TILE_BYTES ? FX_TILE : FX_LONG_ROWS;
 }
 
-/* ---- half precision: tiles and rows work on a float copy of the block, long and plain rows take theirs in chunks ---- */
+/* ---- copies of a block ----
+ *
+ * Tiles and rows of halves work on a float copy of the block; long and plain rows take theirs in chunks. */
 
 static int is_copied(const fx_job *job)
 {
     return is_half(job->real_type) && (job->regime == FX_TILE || job->regime == FX_ROWS);
+}
+
+static int64_t rows_of_block(const fx_job *job)
+{
+    const int64_t elements = job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS;
+    if (is_wide(job)) return tiles_side_by_side(job) * LANES;
+    int64_t rows = at_most(elements / job->n_classes, MAXIMAL_ROWS_PER_BLOCK);
+    /* Where rows go out while the next is computed, the first and the last of a block wait. */
+    if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK)
+        rows = at_most(LONG_ROWS_PER_BLOCK, job->n_inner / LEAST_BLOCKS);
+    if (job->regime == FX_TILE || rows >= LANES) rows = rows < LANES ? LANES : rows / LANES * LANES;
+    return rows > 1 ? rows : 1;
 }
 
 /* The strides of the copy of an array. */
@@ -98,20 +112,13 @@ RARE void plan(fx_job *job)
     job->regime = regime_of(job);
     /* In place the lines are in the cache already. */
     job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes
-                  && !is_half(job->real_type);
+                  && !is_half(job->real_type) && !is_wide(job);
     if (job->regime == FX_ELEMENTS) {
         plan_elements(job);
         return;
     }
 
-    int64_t rows = (job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS)
-                   / job->n_classes;
-    if (rows > MAXIMAL_ROWS_PER_BLOCK) rows = MAXIMAL_ROWS_PER_BLOCK;
-    /* Where rows go out while the next is computed, the first and the last of a block wait. */
-    if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK)
-        rows = at_most(LONG_ROWS_PER_BLOCK, job->n_inner / LEAST_BLOCKS);
-    if (job->regime == FX_TILE || rows >= LANES) rows = rows < LANES ? LANES : rows / LANES * LANES;
-    job->rows_per_block = rows > 1 ? rows : 1;
+    job->rows_per_block = rows_of_block(job);
     job->n_blocks_per_outer = (job->n_inner + job->rows_per_block - 1) / job->rows_per_block;
     job->n_blocks = job->n_outer * job->n_blocks_per_outer;
 
@@ -152,7 +159,10 @@ static double compute(const fx_job *job, int64_t number, void *scratch)
     }
     if (is_loss(job)) prepare(&block);
     switch (job->regime) {
-    case FX_TILE: compute_tiles(&block, (REAL *)memory); break;
+    case FX_TILE:
+        if (is_wide(job)) compute_wide_tiles(&block, (REAL *)memory);
+        else compute_tiles(&block, (REAL *)memory);
+        break;
     case FX_ROWS: compute_rows(&block, (REAL *)memory); break;
     case FX_LONG_ROWS: compute_long_rows(&block, (REAL *)memory); break;
     default: compute_plain_rows(&block, (REAL *)memory);

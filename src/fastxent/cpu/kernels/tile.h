@@ -160,6 +160,7 @@ typedef struct {
     REAL *stage;
     int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
     OUTGOING outgoing; /* from the stage to the array */
+    REAL *later;       /* where the tile is left for compute_wide_tiles; NULL: it goes out at once */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
@@ -169,6 +170,10 @@ INLINE int is_staged(const fx_job *job, const fx_array *array)
 
 INLINE void put_tile(const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
 {
+    if (output->later) {
+        if (output->later != tile) memcpy(output->later, tile, (size_t)(n_classes * LANES) * sizeof(REAL));
+        return;
+    }
     REAL *stage = output->direct && rows == LANES ? row_of(output->array, row)
                   : output->stage ? output->stage + row * n_classes : NULL;
     if (stage && is_gapless(n_classes, n_classes)) store_gapless(tile, stage, n_classes);
@@ -200,6 +205,21 @@ typedef struct {
     TILE_OUTPUT grad_out, hess_out;
 } TILE;
 
+/* Many classes whose neighbours are rows: a tile alone would read LANES numbers on as many pages as there are classes, so
+ * some tiles side by side are brought in and taken out together. */
+enum { WIDE_FROM = 33, WIDE_BYTES = 1024 * 1024, MOST_TILES = 8 };
+INLINE int is_wide(const fx_job *job)
+{
+    const int outputs_too = (!job->grad.data || job->grad.inner == 1) && (!job->hess.data || job->hess.inner == 1);
+    return job->regime == FX_TILE && job->n_classes >= WIDE_FROM && job->logits.inner == 1 && outputs_too && LANES > 1
+           && !is_half(job->real_type) && 2 * job->n_classes * LANES * (int64_t)sizeof(REAL) <= WIDE_BYTES;
+}
+INLINE int64_t tiles_side_by_side(const fx_job *job)
+{
+    const int64_t tiles = WIDE_BYTES / (job->n_classes * LANES * (int64_t)sizeof(REAL));
+    return !is_wide(job) || tiles < 1 ? 1 : at_most(tiles, MOST_TILES);
+}
+
 /* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. Of the outputs'
  * arrays only the strides matter here. */
 static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_array *hess, REAL *scratch, TILE *tile)
@@ -207,9 +227,9 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     const int64_t one = job->n_classes * LANES;
     const int64_t stage = round_up(job->rows_per_block * job->n_classes + LANES, 64 / (int64_t)sizeof(REAL));
     REAL *next = scratch;
-    tile->z = next, next += one;
+    tile->z = next, next += one * tiles_side_by_side(job);
     tile->mass = next, next += one; /* also the shifted logits of log_softmax */
-    tile->hess = next, next += one;
+    tile->hess = next, next += one * (job->hess.data ? tiles_side_by_side(job) : 1);
     tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));
     tile->distance = tile->curvature = NULL;
     if (job->task == FX_FOCAL && is_soft(job)) {
@@ -219,7 +239,7 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
     const fx_array *arrays[] = {grad, hess};
     for (int i = 0; i < COUNT(outputs); i++) {
-        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->outgoing = (OUTGOING){0};
+        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->outgoing = (OUTGOING){0}, outputs[i]->later = NULL;
         if (!is_staged(job, arrays[i])) continue;
         outputs[i]->stage = next, next += stage;
         outputs[i]->direct = !job->stream && is_exact(job->n_classes) && arrays[i]->inner == job->n_classes;
@@ -520,6 +540,15 @@ INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_d
     outgoing_some(outgoing, (ready - gone) / LANES);
 }
 
+/* What is done to a tile that was brought in. */
+static void compute_any_tile(BLOCK *block, const TILE *tile, int64_t row, int rows)
+{
+    const fx_job *job = block->job;
+    if (!is_loss(job)) tile_activation(block, tile, row, rows);
+    else if (is_soft(job)) tile_soft(block, tile, row, rows, row + LANES < block->rows);
+    else tile_index_rare(block, tile, tile->z, row, rows);
+}
+
 static void compute_tiles(BLOCK *block, REAL *scratch)
 {
     const fx_job *job = block->job;
@@ -527,7 +556,7 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
     TILE tile;
     tile_scratch(job, &block->grad, &block->hess, scratch, &tile);
     for (int64_t row = 0; row < block->rows; row += LANES) {
-        const int rows = block->rows - row < LANES ? (int)(block->rows - row) : LANES;
+        const int rows = (int)at_most(block->rows - row, LANES);
         const int followed = row + LANES < block->rows;
         prefetch_tile(block, row);
         if (index && job->n_classes == 2) SMALL_TILE_INDEX(2);
@@ -536,15 +565,46 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
         else {
             load_tile(tile.z, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, job->n_classes,
                       followed, tile.packed);
-            if (!is_loss(job)) tile_activation(block, &tile, row, rows);
-            else if (is_soft(job)) tile_soft(block, &tile, row, rows, followed);
-            else if (index) TILE_INDEX(tile.z, job->n_classes);
-            else tile_index_rare(block, &tile, tile.z, row, rows);
+            if (index) TILE_INDEX(tile.z, job->n_classes);
+            else compute_any_tile(block, &tile, row, rows);
         }
         stream_stage(block, &tile.grad_out, row);
     }
     flush_stage(block, &tile.grad_out);
     flush_stage(block, &tile.hess_out);
+}
+
+static void copy_wide(REAL *to, ptrdiff_t to_class, ptrdiff_t to_tile, const REAL *from, ptrdiff_t from_class,
+                      ptrdiff_t from_tile, int64_t n_classes, int64_t tiles)
+{
+    for (int64_t c = 0; c < n_classes; c++)
+        for (int64_t t = 0; t < tiles; t++)
+            store(to + c * to_class + t * to_tile, load(from + c * from_class + t * from_tile));
+}
+
+static void compute_wide_tiles(BLOCK *block, REAL *scratch)
+{
+    const fx_job *job = block->job;
+    const int64_t size = job->n_classes * LANES;
+    TILE tile;
+    tile_scratch(job, &block->grad, &block->hess, scratch, &tile);
+    const int64_t tiles = block->rows / LANES, rest = block->rows % LANES;
+    copy_wide(tile.z, LANES, size, row_of(&block->logits, 0), block->logits.klass, LANES, job->n_classes, tiles);
+    for (int64_t t = 0; t < tiles; t++) {
+        TILE one = tile;
+        one.z += t * size;
+        if (job->hess.data) one.hess += t * size;
+        one.grad_out.later = one.z, one.hess_out.later = one.hess;
+        compute_any_tile(block, &one, t * LANES, LANES);
+    }
+    if (job->grad.data)
+        copy_wide(row_of(&block->grad, 0), block->grad.klass, LANES, tile.z, LANES, size, job->n_classes, tiles);
+    if (job->hess.data)
+        copy_wide(row_of(&block->hess, 0), block->hess.klass, LANES, tile.hess, LANES, size, job->n_classes, tiles);
+    if (rest) {
+        load_tile(tile.z, row_of(&block->logits, tiles * LANES), 1, block->logits.klass, (int)rest, job->n_classes, 0, tile.packed);
+        compute_any_tile(block, &tile, tiles * LANES, (int)rest);
+    }
 }
 
 #endif

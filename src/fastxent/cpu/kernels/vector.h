@@ -222,6 +222,21 @@ INLINE void store_first(REAL *p, VECTOR v, int n) { if (n > 0) *p = v; }
 
 #endif
 
+/* a b + c, rounded once where the level can, in every copy of the code alike: left to the compiler, it may be either
+ * product of a b + c d that is not rounded. */
+INLINE VECTOR multiply_add(VECTOR a, VECTOR b, VECTOR c)
+{
+#if VECTOR_BYTES == 64
+    return MM512(fmadd)(a, b, c);
+#elif VECTOR_BYTES == 32 && defined(__FMA__) && REAL_BITS == 32
+    return _mm256_fmadd_ps(a, b, c);
+#elif VECTOR_BYTES == 32 && defined(__FMA__)
+    return _mm256_fmadd_pd(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE VECTOR absolute(VECTOR v) { return maximum(v, -v); } /* of a NaN, a NaN */
 INLINE MASK not_finite(VECTOR v) { return negate(less(absolute(v), broadcast((REAL)INFINITY))); }
 
