@@ -142,6 +142,26 @@ static const REAL *pos_weight_of(const ELEMENTS *chunk, int first_of_block)
     return chunk->pos_weight;
 }
 
+/* 0, 1, or 2 for all else: 64-bit labels, which are what integers are by default, without the conversion of 64-bit
+ * integers, which processors before AVX-512 do one by one. */
+NOINLINE void read_binary_labels(const uint64_t *RESTRICT label, int64_t n, REAL *RESTRICT out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t low = (uint32_t)label[i], high = (uint32_t)(label[i] >> 32);
+        out[i] = (REAL)(int32_t)((high | low >> 1) != 0 ? 2 : low);
+    }
+}
+
+static const REAL *targets_of(const ELEMENTS *chunk, REAL *buffer)
+{
+    const fx_job *job = chunk->job;
+    const RUN run = run_of(job, &job->target, chunk->outer, chunk->first, chunk->n);
+    const int is_long = job->target_type == FX_INT64 || job->target_type == FX_UINT64;
+    if (!is_long || run.stride != 1 || run.n != chunk->n) return input_of(chunk, &job->target, job->target_type, buffer);
+    read_binary_labels((const uint64_t *)job->target.data + run.offset, chunk->n, buffer);
+    return buffer;
+}
+
 /* Which of n targets are ignored (`skip`), and whether all others are in [0, 1]: a loop per type that they are compared in. */
 #define SURVEY_TARGETS(name, type, integer)                                                                            \
     static int name(const type *RESTRICT t, int64_t n, int has_ignored, type ignored, int32_t *RESTRICT skip)          \
@@ -186,7 +206,7 @@ static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
         return survey_doubles(t.doubles, chunk->n, has_ignored, (double)job->ignore_index, skip);
     }
 #endif
-    return survey_reals(input_of(chunk, target, job->target_type, t.reals), chunk->n, has_ignored, (REAL)job->ignore_index, skip);
+    return survey_reals(targets_of(chunk, t.reals), chunk->n, has_ignored, (REAL)job->ignore_index, skip);
 }
 
 /* The weights of the elements, 0 where they are ignored. */
@@ -362,7 +382,7 @@ static double compute_chunk(ELEMENTS *chunk, int first_of_block)
     chunk->streams = job->stream && grad != chunk->grad;
     if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
     else {
-        const REAL *t = input_of(chunk, &job->target, job->target_type, chunk->t);
+        const REAL *t = targets_of(chunk, chunk->t);
         if (is_weighted) prepare_elements(chunk);
         else if (first_of_block)
             for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);

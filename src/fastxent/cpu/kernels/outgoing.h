@@ -60,7 +60,8 @@ NOINLINE int outgoing_next(OUTGOING *outgoing)
         REAL *to = outgoing->to + outgoing->begun * outgoing->to_step;
         const REAL factor = outgoing->factors ? outgoing->factors[outgoing->begun] : 1;
         int64_t n = ++outgoing->begun == outgoing->parts ? outgoing->last_length : outgoing->length, head;
-        if (!outgoing->out || to != outgoing->out + outgoing->carried) {
+        const int is_aligned = (uintptr_t)outgoing->out % (VECTOR_BYTES + !VECTOR_BYTES) == 0;
+        if (!outgoing->out || !is_aligned || to != outgoing->out + outgoing->carried) {
             outgoing_flush(outgoing);
             head = (int64_t)((0 - (uintptr_t)to) % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
             if (head > n) head = n;
