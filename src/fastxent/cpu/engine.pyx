@@ -11,10 +11,11 @@ c) Rows are taken in blocks whose size depends on the shape alone. Each block le
 d) The number of threads is decided on each call (DESIGN 3.2). A fixed ``num_threads`` would override the limits of
    threadpoolctl and joblib, so it is always at most ``omp_get_max_threads()`` unless the user asked for more.
 e) Blocks run in slices of bounded work; between slices signals are looked at, so that Ctrl-C works.
-f) Scratch memory is taken once, before the parallel region, which can therefore fail only before anything is written.
-g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls that nearly all calls are (whole arrays of
-   the usual types, nothing but logits and target) from the loss to the kernels in one step. It knows no errors: whatever
-   is unusual, or wrong, it leaves to the long way.
+f) Scratch memory is taken once, before the parallel region, which can therefore fail only before anything is
+   written.
+g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls that nearly all calls are (whole arrays
+   of the usual types, nothing but logits and target) from the loss to the kernels in one step. It knows no errors:
+   whatever is unusual, or wrong, it leaves to the long way.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
@@ -299,7 +300,7 @@ cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first
 
 
 cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1:
-    """Survey all blocks (``flaws`` given: what was found is added to it) or compute them; returns the sum of what they return."""
+    """Survey all blocks (``flaws`` given: what was found is added to it) or compute them; the sum of what they return."""
     cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
     cdef bint survey = flaws != NULL
     cdef int n_threads
