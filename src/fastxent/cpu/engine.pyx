@@ -300,7 +300,7 @@ cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first
 
 
 cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1:
-    """Survey all blocks (``flaws`` given: what was found is added to it) or compute them; the sum of what they return."""
+    """Survey all blocks (``flaws`` given: it gets what is found) or compute them; the sum of what they return."""
     cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
     cdef bint survey = flaws != NULL
     cdef int n_threads
