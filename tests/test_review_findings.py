@@ -202,3 +202,36 @@ def test_errors_come_without_warnings(targets, message):
     dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     with pytest.raises(ValueError, match=message):
         fx.BinaryCrossEntropy(ignore_index=-100000)(np.zeros(2, np.float32), np.array(values).astype(dtype))
+
+
+# The short way once took a ValueError of a signal handler, which comes out between slices, for a buffer it could not
+# have, and went the long way over logits that were gradients by then.
+def test_exceptions_of_signal_handlers_come_out():
+    program = textwrap.dedent(
+        """
+        import signal, numpy as np, fastxent as fx
+        class Late(ValueError): pass
+        def late(*_): raise Late
+        signal.signal(signal.SIGALRM, late)
+        fx.set_num_threads(1)
+        pristine, target = np.random.default_rng(0).standard_normal((60_000, 1_000), np.float32), np.zeros(60_000, int)
+        right = fx.CrossEntropy()(pristine, target)
+        raised = 0
+        for milliseconds in range(2, 40, 3):
+            logits = pristine.copy()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1e3)
+                value, _ = fx.CrossEntropy().value_and_grad(logits, target, grad_out=logits)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert value == right
+            except Late:
+                raised += 1
+        assert raised
+        """
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_nothing_is_allocated_for_calls_that_are_wrong():
+    with pytest.raises(ValueError, match="target must be integer class indices"):
+        fx.CrossEntropy().value_and_grad(np.broadcast_to(np.float32(0), (2**20, 2**40)), np.zeros(3, int))

@@ -466,33 +466,36 @@ cdef class Everyday:
 
     def value(self, logits, target):
         """Return the value, or None if this is no everyday call or something is wrong."""
-        return self.evaluate(logits, target, None)
+        return self.evaluate(logits, target, None, False)
 
     def value_and_grad(self, logits, target, grad_out):
         """Return value and gradient, or None likewise; nothing is written then."""
-        if type(logits) is not self.array_type:
-            return None
-        grad = self.empty_like(logits) if grad_out is None else grad_out
-        value = self.evaluate(logits, target, grad)
-        return None if value is None else (value, grad)
+        return self.evaluate(logits, target, grad_out, True)
 
-    cdef object evaluate(self, logits, target, grad):
+    cdef object evaluate(self, logits, target, grad, bint want_gradient):
         cdef Py_buffer z, t, g
         cdef int held = 0
-        if (type(logits) is not self.array_type or type(target) is not self.array_type
-                or grad is not None and type(grad) is not self.array_type):
+        if type(logits) is not self.array_type or type(target) is not self.array_type:
             return None
         try:
-            PyObject_GetBuffer(logits, &z, PyBUF_FORMAT | PyBUF_STRIDES)
-            held = 1
-            PyObject_GetBuffer(target, &t, PyBUF_FORMAT | PyBUF_STRIDES)
-            held = 2
-            if grad is not None:
-                PyObject_GetBuffer(grad, &g, PyBUF_FORMAT | PyBUF_STRIDES)
-                held = 3
-            return self.evaluate_buffers(&z, &t, &g if held == 3 else NULL)
-        except (BufferError, ValueError):
-            return None  # a type that no buffer can carry
+            # What cannot be taken is left to the long way. What comes out of the computation, an interrupt, is not.
+            try:
+                PyObject_GetBuffer(logits, &z, PyBUF_FORMAT | PyBUF_STRIDES)
+                held = 1
+                PyObject_GetBuffer(target, &t, PyBUF_FORMAT | PyBUF_STRIDES)
+                held = 2
+                if not self.is_everyday(&z, &t):
+                    return None
+                if want_gradient:
+                    if grad is None:
+                        grad = self.empty_like(logits)
+                    elif type(grad) is not self.array_type:
+                        return None
+                    PyObject_GetBuffer(grad, &g, PyBUF_FORMAT | PyBUF_STRIDES)
+                    held = 3
+            except (BufferError, ValueError, MemoryError):
+                return None
+            value = self.evaluate_buffers(&z, &t, &g if held == 3 else NULL)
         finally:
             if held > 0:
                 PyBuffer_Release(&z)
@@ -500,6 +503,16 @@ cdef class Everyday:
                 PyBuffer_Release(&t)
             if held > 2:
                 PyBuffer_Release(&g)
+        return value if value is None or not want_gradient else (value, grad)
+
+    cdef bint is_everyday(self, const Py_buffer *z, const Py_buffer *t) noexcept:
+        """Whether logits and target are of usual types and belong together."""
+        cdef int target_type = usual_type(t)
+        if usual_type(z) < FX_FLOAT32 or target_type < 0:
+            return False
+        if self.is_elementwise:
+            return same_shape(z, t)
+        return z.ndim == 2 and t.ndim == 1 and t.shape[0] == z.shape[0] and target_type < FX_FLOAT16
 
     cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g):
         cdef fx_job job = self.options
@@ -508,16 +521,10 @@ cdef class Everyday:
         cdef int flaws = 0
         job.real_type = usual_type(z)
         job.target_type = usual_type(t)
-        if job.real_type < FX_FLOAT32 or job.target_type < 0:
-            return None
         if self.is_elementwise:
-            if not same_shape(z, t):
-                return None
             job.n_outer, job.n_inner, job.n_classes = 1, 1, z.len // z.itemsize
             job.target.inner, job.target.klass = job.n_classes, 1
         else:
-            if z.ndim != 2 or t.ndim != 1 or t.shape[0] != z.shape[0] or job.target_type >= FX_FLOAT16:
-                return None
             job.n_outer, job.n_inner, job.n_classes = 1, z.shape[0], z.shape[1]
             job.target.inner = 1
         job.logits.data, job.logits.inner, job.logits.klass = z.buf, job.n_classes, 1

@@ -118,12 +118,16 @@ INLINE const REAL *input_of(const ELEMENTS *chunk, const fx_array *array, int ty
     return buffer;
 }
 
-/* In a stream that is not aligned, and where the chunk has gaps, an output is computed in its buffer. */
+INLINE int is_weighted(const fx_job *job) { return job->sample_weight.data || job->has_ignore_index; }
+
+/* In a stream that is not aligned, or whose values are looked at again (weights), and where the chunk has gaps, an output is
+ * computed in its buffer. */
 INLINE REAL *output_of(const ELEMENTS *chunk, const fx_array *array, REAL *buffer)
 {
     REAL *place = place_of(chunk, array, chunk->job->real_type);
     if (!array->data) return NULL;
-    return place && (!chunk->job->stream || (array == &chunk->job->grad && is_aligned(place))) ? place : buffer;
+    const int goes_at_once = array == &chunk->job->grad && !is_weighted(chunk->job) && is_aligned(place);
+    return place && (!chunk->job->stream || goes_at_once) ? place : buffer;
 }
 
 INLINE void put_gradient(const ELEMENTS *chunk, REAL *out, VECTOR v, int64_t left)
@@ -375,7 +379,7 @@ static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
 static double compute_chunk(ELEMENTS *chunk, int first_of_block)
 {
     const fx_job *job = chunk->job;
-    const int is_weighted = job->sample_weight.data || job->has_ignore_index;
+    const int weighted = is_weighted(job);
     const REAL *z = input_of(chunk, &job->logits, job->real_type, chunk->z), *pos_weight = NULL;
     REAL *grad = output_of(chunk, &job->grad, chunk->grad), *hess = output_of(chunk, &job->hess, chunk->hess);
     double sum = 0;
@@ -383,17 +387,17 @@ static double compute_chunk(ELEMENTS *chunk, int first_of_block)
     if (job->task == FX_SIGMOID || job->task == FX_LOG_SIGMOID) sigmoid_chunk(chunk, z, grad);
     else {
         const REAL *t = targets_of(chunk, chunk->t);
-        if (is_weighted) prepare_elements(chunk);
+        if (weighted) prepare_elements(chunk);
         else if (first_of_block)
             for (int64_t i = 0; i < ELEMENTS_CHUNK; i++) chunk->rows.scale[i] = (REAL)(1 / job->divisor);
         if (job->pos_weight.data) pos_weight = pos_weight_of(chunk, first_of_block);
         /* Infinite logits and losses are rare: most chunks do without a look at every one of them. */
-        const int is_finite = !is_weighted && !job->loss.data && job->inputs == FX_LOGITS;
+        const int is_finite = !weighted && !job->loss.data && job->inputs == FX_LOGITS;
         if (is_finite && grad == z) z = (const REAL *)memcpy(chunk->z, z, (size_t)chunk->n * sizeof(REAL));
         if (is_finite) sum = binary_chunk_of_finite(chunk, z, t, pos_weight, grad, hess);
         if (!is_finite || UNLIKELY(!isfinite(sum))) {
             binary_chunk_rare(chunk, z, t, pos_weight, grad, hess, 1);
-            if (is_weighted) finish_elements(chunk, grad, hess);
+            if (weighted) finish_elements(chunk, grad, hess);
             sum = sum_of_values(chunk->rows.value, chunk->n);
         }
         if (job->loss.data) {

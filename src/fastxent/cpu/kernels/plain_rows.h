@@ -11,7 +11,7 @@
 
 #include "rows.h"
 
-static void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row)
+RARE void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row)
 {
     const fx_job *job = block->job;
     const int probs = job->inputs == FX_PROBS;

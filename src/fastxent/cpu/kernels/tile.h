@@ -386,7 +386,7 @@ INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int
     if (want_hess) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
-static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
+NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
 {
     const fx_job *job = block->job;
     const int64_t n_classes = job->n_classes;
@@ -469,7 +469,7 @@ static void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int
     if (job->hess.data) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
 }
 
-static void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int rows)
+NOINLINE void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     const int64_t n_classes = job->n_classes;
@@ -503,7 +503,7 @@ NOINLINE void tile_index_rare(BLOCK *block, const TILE *tile, REAL *e, int64_t r
         else tile_index(block, &tile, e, row, rows, n_classes, 0, 0, 0);                             \
     } while (0)
 
-/* The same with the tile in registers. */
+/* With the tile in registers. */
 #define SMALL_TILE_INDEX(n_classes)                                                                  \
     do {                                                                                             \
         VECTOR e[n_classes];                                                                         \
@@ -541,7 +541,7 @@ INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_d
 }
 
 /* What is done to a tile that was brought in. */
-static void compute_any_tile(BLOCK *block, const TILE *tile, int64_t row, int rows)
+NOINLINE void compute_any_tile(BLOCK *block, const TILE *tile, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     if (!is_loss(job)) tile_activation(block, tile, row, rows);
@@ -561,11 +561,10 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
         prefetch_tile(block, row);
         if (index && job->n_classes == 2) SMALL_TILE_INDEX(2);
         else if (index && job->n_classes == 3) SMALL_TILE_INDEX(3);
-        else if (index && job->n_classes == 4) SMALL_TILE_INDEX(4);
         else {
             load_tile(tile.z, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, job->n_classes,
                       followed, tile.packed);
-            if (index) TILE_INDEX(tile.z, job->n_classes);
+            if (index && job->grad.data) tile_index(block, &tile, tile.z, row, rows, job->n_classes, 1, 0, 0);
             else compute_any_tile(block, &tile, row, rows);
         }
         stream_stage(block, &tile.grad_out, row);
