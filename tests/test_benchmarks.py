@@ -1,6 +1,7 @@
 """The pure functions of the benchmarks: verdicts, tables, the section of the README, cliffs. Nothing is timed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,3 +312,12 @@ class TestGuard:
         assert guard.total_of("events: Ir\nfn=main\n3 4\nsummary: 1234\n") == 1234
         with pytest.raises(ValueError, match="summary"):
             guard.total_of("events: Ir\n")
+
+
+def test_the_accuracy_table_of_the_readme_is_that_of_the_results():
+    root = Path(__file__).resolve().parent.parent
+    readme = (root / "README.md").read_text()
+    table = readme.split("<!-- accuracy:begin -->\n")[1].split("<!-- accuracy:end -->")[0]
+    results = [file.read_text() for file in (root / "benchmarks" / "results").glob("*-accuracy.md")]
+    assert table.count("\n") > 10
+    assert any(table in text for text in results)

@@ -63,7 +63,7 @@ def terms(z, t, gamma=0.0, alpha=None, pos_weight=1.0, label_smoothing=0.0):
     return scale * (gamma * rho * value + slope), scale * hess
 
 
-def check(dtype, loss, z, t, options):
+def assert_as_exact(dtype, loss, z, t, options):
     """Every element of `loss` at `z` and `t`, to the digits the arithmetic of `dtype` allows."""
     results = loss.value_grad_hess(z, np.full(z.shape, t, z.dtype))
     assert all(r.dtype == dtype for r in results)
@@ -88,7 +88,7 @@ def check(dtype, loss, z, t, options):
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_binary_losses_against_mpmath(dtype, gamma, t):
     loss = BinaryFocalLoss(gamma=gamma, reduction="none") if gamma else BinaryCrossEntropy(reduction="none")
-    check(dtype, loss, logits_of(dtype), t, {"gamma": gamma})
+    assert_as_exact(dtype, loss, logits_of(dtype), t, {"gamma": gamma})
 
 
 OPTION_CASES = [
@@ -106,7 +106,7 @@ OPTION_CASES = [
 def test_options_against_mpmath(dtype, options):
     loss = BinaryFocalLoss if "gamma" in options else BinaryCrossEntropy
     for t in (0.0, 1.0, 0.25):
-        check(dtype, loss(**options, reduction="none"), logits_of(dtype), t, options)
+        assert_as_exact(dtype, loss(**options, reduction="none"), logits_of(dtype), t, options)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=DTYPE_IDS[:2])

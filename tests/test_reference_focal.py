@@ -71,7 +71,7 @@ def terms(z, u, gamma):
         ]
 
 
-def check(dtype, loss, row, target, u, gamma):
+def assert_as_exact(dtype, loss, row, target, u, gamma):
     """Every number of `loss` for one row, whose masses are `u`, to the digits the arithmetic of `dtype` allows."""
     z = np.array(row, dtype)
     results = loss.value_grad_hess(z, target)
@@ -98,8 +98,8 @@ def test_index_targets_against_mpmath(dtype, gamma):
     for row in ROWS if dtype is np.float32 else WIDE_ROWS:
         for y in range(len(row)):
             u = tuple(one_hot(y, len(row), float))
-            check(dtype, loss, row, y, u, gamma)
-            check(dtype, loss, row, np.array(u), u, gamma)
+            assert_as_exact(dtype, loss, row, y, u, gamma)
+            assert_as_exact(dtype, loss, row, np.array(u), u, gamma)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -109,7 +109,7 @@ def test_probability_targets_against_mpmath(dtype, gamma, masses):
     loss = FocalLoss(gamma=gamma, reduction="none")
     for row in ROWS if dtype is np.float32 else WIDE_ROWS:
         u = masses[: len(row)]
-        check(dtype, loss, row, np.array(u), u, gamma)
+        assert_as_exact(dtype, loss, row, np.array(u), u, gamma)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -118,7 +118,7 @@ def test_smoothing_and_class_weights_against_mpmath(dtype):
     loss = FocalLoss(gamma=2.0, class_weight=class_weight, label_smoothing=0.125, reduction="none")
     for y in range(4):
         u = tuple(class_weight * (0.875 * one_hot(y, 4, float) + 0.125 / 4))
-        check(dtype, loss, row, y, u, 2.0)
+        assert_as_exact(dtype, loss, row, y, u, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=DTYPE_IDS[:2])

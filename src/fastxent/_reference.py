@@ -19,6 +19,7 @@ Each loss is written once: the cross-entropies are the focal losses whose gamma 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,7 @@ def balanced_class_weight(target: Any, n_classes: int) -> Array:
     return weight
 
 
-class _Loss:
+class _Loss(ABC):
     """The calls of every loss; a subclass has ``_rows`` and ``_results``."""
 
     reduction: str
@@ -161,13 +162,13 @@ class _Loss:
             self._rows(derivatives[-1])[...] = result
         return (value, *derivatives, None, None)[:3]
 
+    @abstractmethod
     def _rows(self, array: Array) -> Array:
         """View of `array` whose last axis is what one number of the unreduced loss is computed from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _results(self, n_derivatives: int, z: Array, target: Array, sample_weight: Any) -> tuple[Arrays, Array]:
         """Value, gradient, Hessian of the rows, and which rows are looked at; the others' results become 0."""
-        raise NotImplementedError
 
 
 class _SoftmaxLoss(_Loss):

@@ -223,6 +223,8 @@ static double focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int
     return total_of_lanes(compensated_sum_of(terms, count));
 }
 
+/* The Hessian of one row of a class index, whose exponentials are factor times e. `scale` includes the weights, and for the
+ * focal loss, where `focal` is given and the caller then sets that of the target itself, not its mass. */
 NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse, REAL factor,
                                 const FOCAL *focal, REAL scale)
 {
@@ -232,15 +234,6 @@ NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFT
         store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass), one_of(focal->curvature))
                                     : hessian(row, e_i, broadcast(scaled_inverse)), n - i);
     }
-}
-
-/* Gradient and Hessian of one row of a class index, whose exponentials are factor times e; the caller then sets those of
- * the target itself. `scale` includes the weights, and for the focal loss, where `focal` is given, not its mass. */
-INLINE void put_index_row(REAL *grad, REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
-                          REAL factor, int stream, const FOCAL *focal, REAL scale)
-{
-    scale_out(grad, e, broadcast(scaled_inverse * factor), n, stream);
-    if (hess) put_index_hessian(hess, e, n, row, scaled_inverse, factor, focal, scale);
 }
 
 /* The Hessian of the target itself. */
@@ -719,8 +712,9 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
                          total_curvature, scale);
         } else {
             const REAL *e = scratch->kept ? scratch->kept + first : long_row_exponentials(scratch, j, z, max, n);
-            put_index_row(grad, hess, e, n, &softmax, scaled_inverse, scratch->kept ? scratch->factor[j] : 1,
-                          job->stream && direct, focal ? &modulated : NULL, scale);
+            const REAL factor = scratch->kept ? scratch->factor[j] : 1;
+            scale_out(grad, e, broadcast(scaled_inverse * factor), n, job->stream && direct);
+            if (hess) put_index_hessian(hess, e, n, &softmax, scaled_inverse, factor, focal ? &modulated : NULL, scale);
             if (loss && label >= first && label < first + n) {
                 if (job->stream && direct) stream_fence(); /* an ordinary store after streaming ones */
                 grad[label - first] = target_gradient;
