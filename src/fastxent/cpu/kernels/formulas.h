@@ -96,12 +96,23 @@ INLINE VECTOR below_one(const REAL *v)
 DEFINE_SUM(sum_of, load)
 DEFINE_SUM(sum_below_one, below_one)
 
-/* The compensated sum of `count` vectors. */
-INLINE PAIR compensated_sum_of(const REAL *values, int64_t count)
+/* The compensated sum of `count` vectors, in four chains: an addition here has to wait for the six operations of the one
+ * before. */
+NOINLINE PAIR compensated_sum_of(const REAL *values, int64_t count)
 {
-    PAIR sum = zero_pair();
-    for (int64_t i = 0; i < count; i++) sum = add(sum, load(values + i * LANES));
-    return sum;
+    PAIR sums[4] = {zero_pair(), zero_pair(), zero_pair(), zero_pair()};
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4)
+#pragma GCC unroll 4
+        for (int chain = 0; chain < 4; chain++) sums[chain] = add(sums[chain], load(values + (i + chain) * LANES));
+    for (; i < count; i++) sums[0] = add(sums[0], load(values + i * LANES));
+    if (count < 4) return sums[0];
+#pragma GCC unroll 3
+    for (int chain = 1; chain < 4; chain++) {
+        sums[0] = add(sums[0], sums[chain].high);
+        sums[0].low += sums[chain].low;
+    }
+    return sums[0];
 }
 
 typedef struct {
