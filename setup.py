@@ -30,7 +30,7 @@ ABI3 = sys.implementation.name == "cpython" and not FREE_THREADED and os.environ
 # Errno and traps are of no use to the kernels and keep compilers from vectorizing; -ffast-math would break NaN and
 # infinities, and at link time the whole process.
 COMPILE_FLAGS = {
-    "unix": ["-O1", "-g"] if DEBUG else ["-O2", "-ftree-vectorize", "-g0", "-fvisibility=hidden"],
+    "unix": ["-O1", "-g"] if DEBUG else ["-O2", "-ftree-vectorize", "-g0", "-fvisibility=hidden", "-fno-asynchronous-unwind-tables"],
     "msvc": ["/O2", "/fp:precise"],
 }
 FLOAT_FLAGS = {"unix": ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-lto"], "msvc": []}
