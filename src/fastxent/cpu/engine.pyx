@@ -122,7 +122,7 @@ cdef dict TYPES = {
     ("f", 2): FX_FLOAT16, ("V", 2): FX_BFLOAT16, ("f", 4): FX_FLOAT32, ("f", 8): FX_FLOAT64,
 }
 cdef dict TYPE_OF_DTYPE = {}  # what was looked up once, by the dtype itself
-REGIMES = ("tile", "rows", "long_rows", "plain_rows", "elements")
+REGIMES = ("tile", "short_rows", "rows", "long_rows", "plain_rows", "elements")
 BAD_TARGET = FX_BAD_TARGET
 BAD_WEIGHT = FX_BAD_WEIGHT
 

@@ -119,7 +119,7 @@ typedef struct {
     VECTOR max, all, others, sum, inverse, log_sum;
 } SOFTMAX;
 
-INLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below)
+INLINE SOFTMAX softmax_inlined(VECTOR max, VECTOR all, VECTOR below)
 {
     const VECTOR one = broadcast(1);
     SOFTMAX row;
@@ -133,6 +133,8 @@ INLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below)
     row.log_sum = log1p_nonnegative(row.others, row.sum, row.inverse);
     return row;
 }
+
+NOINLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below) { return softmax_inlined(max, all, below); }
 
 /* log(sum exp z) of a row; where the maximum is infinite the limit, unless there is a NaN. */
 INLINE VECTOR log_sum_exp(const SOFTMAX *row)
@@ -196,7 +198,13 @@ typedef struct {
     VECTOR minus_log_p;
 } FOCAL;
 
-INLINE FOCAL focal_of(const SOFTMAX *row, VECTOR e, VECTOR minus_log_p, FOCUS focus)
+INLINE FOCAL no_focal(void)
+{
+    const FOCAL none = {broadcast(0), broadcast(0), broadcast(0), broadcast(0)};
+    return none;
+}
+
+NOINLINE FOCAL focal_of(const SOFTMAX *row, VECTOR e, VECTOR minus_log_p, FOCUS focus)
 {
     const VECTOR zero = broadcast(0), one = broadcast(1), gamma = broadcast(focus.gamma);
     const VECTOR p = e * row->inverse, q = complement(row, e) * row->inverse;

@@ -14,7 +14,7 @@ enum fx_type {
     FX_INT8, FX_INT16, FX_INT32, FX_INT64, FX_UINT8, FX_UINT16, FX_UINT32, FX_UINT64,
     FX_FLOAT16, FX_BFLOAT16, FX_FLOAT32, FX_FLOAT64 /* from here on floating */
 };
-enum fx_regime { FX_TILE, FX_ROWS, FX_LONG_ROWS, FX_PLAIN_ROWS, FX_ELEMENTS };
+enum fx_regime { FX_TILE, FX_SHORT_ROWS, FX_ROWS, FX_LONG_ROWS, FX_PLAIN_ROWS, FX_ELEMENTS };
 enum fx_flaw { FX_BAD_TARGET = 1, FX_BAD_WEIGHT = 2 };
 
 /* An array seen as [outer][inner][class]; strides in elements. `inner` is the axis along which a block of rows runs. */

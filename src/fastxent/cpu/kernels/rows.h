@@ -365,7 +365,7 @@ static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
     const VECTOR zero = broadcast(0);
     VECTOR value, target_complement = zero, target_gradient = zero, target_hessian = zero;
     VECTOR scale = load_up_to(block->scale + row, rows, 0);
-    FOCAL modulated;
+    FOCAL modulated = no_focal();
     if (soft && focal) {
         for (int lane = 0; lane < rows; lane++) {
             const SOFTMAX one = softmax_of_lane(&softmax, lane);
@@ -646,7 +646,7 @@ static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
     const int64_t label = loss ? block->label[row] : 0;
     const REAL scale = loss ? block->scale[row] : 1;
     REAL scaled_inverse = scale * first_lane(softmax.inverse), target_gradient = 0, target_hessian = 0, high, low;
-    FOCAL modulated;
+    FOCAL modulated = no_focal();
     if (soft) {
 #if REAL_BITS == 32
         if (UNLIKELY(isinf(distance.high)))

@@ -5,10 +5,13 @@
  */
 #include "elements.h"
 #include "plain_rows.h"
+#include "short_rows.h"
 
 /* Thresholds, measured on an AVX-512 machine (benchmarks/NOTES.md). */
 enum {
     FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
+    /* From here on short rows beat tiles for class indices. */
+    SHORT_FROM = REAL_BITS == 32 ? (LANES == 16 ? 20 : LANES == 8 ? 22 : 11) : LANES == 8 ? 12 : LANES == 4 ? 22 : 8,
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
     LONG_ROWS_PER_BLOCK = 8,
@@ -35,6 +38,9 @@ static int regime_of(const fx_job *job)
     const int64_t tile_bytes = job->n_classes * LANES * (int64_t)sizeof(REAL);
     if (is_elementwise(job)) return FX_ELEMENTS;
     if (job->inputs != FX_LOGITS) return FX_PLAIN_ROWS;
+    if (LANES > 1 && is_loss(job) && !is_soft(job) && classes_are_contiguous(job) && !is_half(job->real_type)
+        && job->n_classes >= SHORT_FROM && job->n_classes <= SHORT_VECTORS * LANES)
+        return FX_SHORT_ROWS;
     if (job->n_classes <= FEW_CLASSES) return FX_TILE;
     /* Halves may lie as they like, since the kernels see a copy of the block. */
     if (classes_are_contiguous(job) || (is_half(job->real_type) && job->n_classes <= CHUNK && !rows_are_neighbours(job)))
@@ -125,10 +131,12 @@ RARE void plan(fx_job *job)
     const fx_array grad = is_copied(job) ? copy_strides(job, &job->grad) : job->grad;
     const fx_array hess = is_copied(job) ? copy_strides(job, &job->hess) : job->hess;
     TILE tile;
+    SHORT_ROWS short_rows;
     ROWS group;
     LONG_ROW long_row;
     job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)
         + (job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile)
+           : job->regime == FX_SHORT_ROWS ? short_rows_scratch(job, NULL, &short_rows)
            : job->regime == FX_ROWS ? rows_scratch(job, NULL, &group) : long_row_scratch(job, NULL, &long_row));
     job->scratch_bytes = (size_t)round_up((int64_t)job->scratch_bytes, FX_ALIGNMENT);
 }
@@ -163,6 +171,7 @@ static double compute(const fx_job *job, int64_t number, void *scratch)
         if (is_wide(job)) compute_wide_tiles(&block, (REAL *)memory);
         else compute_tiles(&block, (REAL *)memory);
         break;
+    case FX_SHORT_ROWS: compute_short_rows(&block, (REAL *)memory); break;
     case FX_ROWS: compute_rows(&block, (REAL *)memory); break;
     case FX_LONG_ROWS: compute_long_rows(&block, (REAL *)memory); break;
     default: compute_plain_rows(&block, (REAL *)memory);

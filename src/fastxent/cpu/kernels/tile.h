@@ -264,12 +264,13 @@ INLINE void tile_exponentials(REAL *to, const REAL *z, VECTOR m, int64_t n_class
         for (int64_t c = 0; c < n_classes; c++) store(to + c * LANES, exponential(load(z + c * LANES), m));
 }
 
-INLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes)
+INLINE SOFTMAX tile_softmax_inlined(const REAL *e, VECTOR m, int64_t n_classes)
 {
     VECTOR all = sum_of(e, n_classes), below = all;
     if (any(less(all, broadcast(2)))) below = sum_below_one(e, n_classes);
-    return softmax_of(m, all, below);
+    return softmax_inlined(m, all, below);
 }
+NOINLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes) { return tile_softmax_inlined(e, m, n_classes); }
 
 /* The losses of a tile, to doubles; the array has room for LANES of them. */
 INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
@@ -354,9 +355,9 @@ INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int
             e_target = choose(is_target, exponential_c, e_target);
             store(e + c * LANES, exponential_c);
         }
-    const SOFTMAX softmax = tile_softmax(e, m, n_classes);
+    const SOFTMAX softmax = IS_CONSTANT(n_classes) ? tile_softmax_inlined(e, m, n_classes) : tile_softmax(e, m, n_classes);
     VECTOR value = index_value(&softmax, z_target), scale = load(block->scale + row);
-    FOCAL modulated;
+    FOCAL modulated = no_focal();
     if (focal) {
         modulated = focal_of(&softmax, e_target, value, focus_of(block->job));
         value *= modulated.modulation;

@@ -46,6 +46,7 @@ typedef int64_t INTEGER;
 #define RARE NOINLINE
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
+#define IS_CONSTANT(value) 0
 #define prefetch(address) ((void)(address))
 #define prefetch_far(address) ((void)(address))
 #define prefetch_to_write(address) ((void)(address))
@@ -55,6 +56,7 @@ typedef int64_t INTEGER;
 #define RARE static __attribute__((noinline, cold)) /* small rather than fast */
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#define IS_CONSTANT(value) __builtin_constant_p(value)
 #define prefetch(address) __builtin_prefetch(address)
 #define prefetch_far(address) __builtin_prefetch(address, 0, 2) /* to the second-level cache */
 #define prefetch_to_write(address) __builtin_prefetch(address, 1)
@@ -89,8 +91,9 @@ INLINE INTEGERS as_integers(VECTOR v) { INTEGERS i; memcpy(&i, &v, sizeof i); re
 
 #endif
 
-/* Masks: less(a, b), equal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m);
- * choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere. */
+/* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m), first_lanes(n), count_of(m);
+ * choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere; add_where(m, a, b) is
+ * a + b where m holds and a elsewhere. */
 
 #if VECTOR_BYTES == 64
 
@@ -106,10 +109,12 @@ typedef __mmask8 MASK;
 #if REAL_BITS == 32
 INLINE MASK less(VECTOR a, VECTOR b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 INLINE MASK equal(VECTOR a, VECTOR b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE MASK unequal(VECTOR a, VECTOR b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 INLINE MASK same(INTEGERS a, INTEGERS b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 #else
 INLINE MASK less(VECTOR a, VECTOR b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 INLINE MASK equal(VECTOR a, VECTOR b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+INLINE MASK unequal(VECTOR a, VECTOR b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
 INLINE MASK same(INTEGERS a, INTEGERS b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
 #endif
 INLINE MASK both(MASK a, MASK b) { return (MASK)(a & b); }
@@ -117,6 +122,7 @@ INLINE MASK negate(MASK m) { return (MASK)~m; }
 INLINE int any(MASK m) { return m != 0; }
 INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return MM512(mask_blend)(m, b, a); }
 INLINE VECTOR keep(MASK m, VECTOR a) { return MM512(maskz_mov)(m, a); }
+INLINE VECTOR add_where(MASK m, VECTOR a, VECTOR b) { return MM512(mask_add)(a, m, a, b); }
 INLINE VECTOR maximum(VECTOR a, VECTOR b) { return MM512(max)(a, b); }
 INLINE MASK first_lanes(int n) { return (MASK)((1u << n) - 1u); }
 INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
@@ -130,10 +136,12 @@ INLINE void store_first(REAL *p, VECTOR v, int n) { MM512(mask_storeu)(p, first_
 typedef INTEGERS MASK;
 INLINE MASK less(VECTOR a, VECTOR b) { return (MASK)(a < b); }
 INLINE MASK equal(VECTOR a, VECTOR b) { return (MASK)(a == b); }
+INLINE MASK unequal(VECTOR a, VECTOR b) { return (MASK)(a != b); }
 INLINE MASK same(INTEGERS a, INTEGERS b) { return (MASK)(a == b); }
 INLINE MASK both(MASK a, MASK b) { return a & b; }
 INLINE MASK negate(MASK m) { return ~m; }
 INLINE VECTOR keep(MASK m, VECTOR a) { return (VECTOR)((INTEGERS)a & m); }
+INLINE VECTOR add_where(MASK m, VECTOR a, VECTOR b) { return a + keep(m, b); }
 
 #if VECTOR_BYTES == 32 && defined(__AVX__) && REAL_BITS == 32
 INLINE int any(MASK m) { return _mm256_movemask_ps((__m256)m) != 0; }
@@ -162,19 +170,23 @@ INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return (VECTOR)(((INTEGERS)a 
 INLINE VECTOR maximum(VECTOR a, VECTOR b) { return choose((MASK)(a > b), a, b); }
 #endif
 
-#if VECTOR_BYTES == 32 && defined(__AVX2__)
-/* Masked loads and stores never touch the lanes left out, so nothing is read or written past a row. */
-INLINE INTEGERS lane_numbers(void)
+INLINE MASK first_lanes(int n)
 {
-#if REAL_BITS == 32
-    return (INTEGERS){0, 1, 2, 3, 4, 5, 6, 7};
+#if LANES == 8
+    const INTEGERS numbers = {0, 1, 2, 3, 4, 5, 6, 7};
+#elif LANES == 4
+    const INTEGERS numbers = {0, 1, 2, 3};
 #else
-    return (INTEGERS){0, 1, 2, 3};
+    const INTEGERS numbers = {0, 1};
 #endif
+    return (MASK)(numbers < (INTEGER)n);
 }
+
+/* Masked loads and stores never touch the lanes left out, so nothing is read or written past a row. */
+#if VECTOR_BYTES == 32 && defined(__AVX2__)
 INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
 {
-    INTEGERS taken = (INTEGERS)(lane_numbers() < (INTEGER)n);
+    const MASK taken = first_lanes(n);
 #if REAL_BITS == 32
     return choose(taken, _mm256_maskload_ps(p, (__m256i)taken), broadcast(fill));
 #else
@@ -183,11 +195,10 @@ INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
 }
 INLINE void store_first(REAL *p, VECTOR v, int n)
 {
-    INTEGERS taken = (INTEGERS)(lane_numbers() < (INTEGER)n);
 #if REAL_BITS == 32
-    _mm256_maskstore_ps(p, (__m256i)taken, v);
+    _mm256_maskstore_ps(p, (__m256i)first_lanes(n), v);
 #else
-    _mm256_maskstore_pd(p, (__m256i)taken, v);
+    _mm256_maskstore_pd(p, (__m256i)first_lanes(n), v);
 #endif
 }
 #else
@@ -210,17 +221,54 @@ INLINE void store_first(REAL *p, VECTOR v, int n)
 typedef int MASK;
 INLINE MASK less(VECTOR a, VECTOR b) { return a < b; }
 INLINE MASK equal(VECTOR a, VECTOR b) { return a == b; }
+INLINE MASK unequal(VECTOR a, VECTOR b) { return a != b; }
 INLINE MASK same(INTEGERS a, INTEGERS b) { return a == b; }
 INLINE MASK both(MASK a, MASK b) { return a & b; }
 INLINE MASK negate(MASK m) { return !m; }
 INLINE int any(MASK m) { return m; }
 INLINE VECTOR choose(MASK m, VECTOR a, VECTOR b) { return m ? a : b; }
 INLINE VECTOR keep(MASK m, VECTOR a) { return m ? a : 0; }
+INLINE VECTOR add_where(MASK m, VECTOR a, VECTOR b) { return m ? a + b : a; }
+INLINE MASK first_lanes(int n) { return n > 0; }
 INLINE VECTOR maximum(VECTOR a, VECTOR b) { return a > b ? a : b; }
 INLINE VECTOR load_first(const REAL *p, int n, REAL fill) { return n > 0 ? *p : fill; }
 INLINE void store_first(REAL *p, VECTOR v, int n) { if (n > 0) *p = v; }
 
 #endif
+
+/* How many lanes of a mask hold. */
+INLINE INTEGER count_of(MASK m)
+{
+#if VECTOR_BYTES == 64
+    return (INTEGER)__builtin_popcount(m);
+#elif VECTOR_BYTES == 32 && defined(__AVX__) && REAL_BITS == 32
+    return (INTEGER)__builtin_popcount((unsigned)_mm256_movemask_ps((__m256)m));
+#elif VECTOR_BYTES == 32 && defined(__AVX__)
+    return (INTEGER)__builtin_popcount((unsigned)_mm256_movemask_pd((__m256d)m));
+#elif VECTOR_BYTES == 16 && defined(__SSE4_2__) && REAL_BITS == 32
+    return (INTEGER)__builtin_popcount((unsigned)_mm_movemask_ps((__m128)m));
+#elif VECTOR_BYTES == 16 && defined(__SSE4_2__)
+    return (INTEGER)__builtin_popcount((unsigned)_mm_movemask_pd((__m128d)m));
+#elif LANES > 1
+    INTEGER count = 0;
+    for (int lane = 0; lane < LANES; lane++) count -= m[lane];
+    return count;
+#else
+    return m;
+#endif
+}
+
+/* LANES integers as REAL numbers. */
+INLINE VECTOR numbers_of(const INTEGER *integers)
+{
+#if LANES > 1
+    INTEGERS v;
+    memcpy(&v, integers, sizeof v);
+    return __builtin_convertvector(v, VECTOR);
+#else
+    return (VECTOR)*integers;
+#endif
+}
 
 /* a b + c, rounded once where the level can, in every copy of the code alike: left to the compiler, it may be either
  * product of a b + c d that is not rounded. */
