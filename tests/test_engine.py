@@ -116,7 +116,7 @@ def test_the_sizes_of_the_tests_reach_every_regime(dtype):
 
 # (rows, classes) of gradients beyond 32 MiB, where stores begin to bypass the caches; classes that are no multiple of
 # a vector. Logits repeat every 1001 rows, which is quick to make and still puts each of them in every lane.
-STREAMED = [(3_000_000, 3), (840_001, 11), (240_001, 37), (9_001, 1003), (1_001, 9_001)]
+STREAMED = [(3_000_000, 3), (840_001, 11), (240_001, 37), (400_001, 22), (9_001, 1003), (1_001, 9_001)]
 
 
 @pytest.mark.parametrize("shape", STREAMED, ids=str)

@@ -220,6 +220,11 @@ INLINE int64_t tiles_side_by_side(const fx_job *job)
     return !is_wide(job) || tiles < 1 ? 1 : at_most(tiles, MOST_TILES);
 }
 
+/* Several tiles go through each step together: a step of one tile is a chain of dependent operations, during which the
+ * processor works on the others. */
+enum { TILES_TOGETHER = 4, TOGETHER_CLASSES = 32 };
+INLINE int64_t tiles_together(const fx_job *job) { return job->n_classes <= TOGETHER_CLASSES ? TILES_TOGETHER : 1; }
+
 /* Carve the block's arrays from the thread's scratch memory; with scratch NULL, only count the bytes. Of the outputs'
  * arrays only the strides matter here. */
 static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_array *hess, REAL *scratch, TILE *tile)
@@ -227,7 +232,7 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     const int64_t one = job->n_classes * LANES;
     const int64_t stage = round_up(job->rows_per_block * job->n_classes + LANES, 64 / (int64_t)sizeof(REAL));
     REAL *next = scratch;
-    tile->z = next, next += one * tiles_side_by_side(job);
+    tile->z = next, next += one * (is_wide(job) ? tiles_side_by_side(job) : tiles_together(job));
     tile->mass = next, next += one; /* also the shifted logits of log_softmax */
     tile->hess = next, next += one * (job->hess.data ? tiles_side_by_side(job) : 1);
     tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));
@@ -333,58 +338,107 @@ INLINE INTEGERS labels_of(const int64_t *label)
     return labels;
 }
 
-/* n_classes (for the fewest), want_grad, want_hess and focal are constants at most calls, so that each gets its own loops. */
-INLINE void tile_index(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
-                       const int want_grad, const int want_hess, const int focal)
+/* Stream out a tile of what was staged, but none of the last values, which are not ready to be loaded. */
+INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_done)
 {
-    const INTEGERS label = labels_of(block->label + row);
+    enum { BEHIND = 1024 };
+    const int64_t n_classes = block->job->n_classes, ready = rows_done * n_classes - BEHIND;
+    OUTGOING *outgoing = &output->outgoing;
+    if (!block->job->stream || !output->stage || output->array->inner != n_classes || ready < LANES) return;
+    if (!outgoing->parts)
+        outgoing_begin(outgoing, output->stage, 0, 0, block->rows * n_classes, 1, NULL, row_of(output->array, 0), 0);
+    const int64_t gone = outgoing->begun ? outgoing->next - output->stage : 0;
+    outgoing_some(outgoing, at_most((ready - gone) / LANES, n_classes));
+}
 
-    VECTOR m = tile_maximum(e, n_classes), z_target = broadcast(0), e_target = broadcast(0);
+/* The exponentials in place of the logits, and those of the target. */
+INLINE void tile_index_exponentials(REAL *e, VECTOR m, INTEGERS label, const int64_t n_classes, VECTOR *z_target, VECTOR *e_target)
+{
+    VECTOR z_label = broadcast(0), e_label = broadcast(0);
     if (UNLIKELY(any(not_finite(m)))) {
         for (int64_t c = 0; c < n_classes; c++)
-            z_target = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), z_target);
+            z_label = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), z_label);
         tile_exponentials(e, e, m, n_classes);
         for (int64_t c = 0; c < n_classes; c++)
-            e_target = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), e_target);
+            e_label = choose(same(label, broadcast_integer((INTEGER)c)), load(e + c * LANES), e_label);
     } else
 #pragma GCC unroll 4
         for (int64_t c = 0; c < n_classes; c++) {
             const MASK is_target = same(label, broadcast_integer((INTEGER)c));
-            VECTOR z = load(e + c * LANES), exponential_c = exponential(z, m);
-            z_target = choose(is_target, z, z_target);
-            e_target = choose(is_target, exponential_c, e_target);
+            const VECTOR z = load(e + c * LANES), exponential_c = exponential(z, m);
+            z_label = choose(is_target, z, z_label);
+            e_label = choose(is_target, exponential_c, e_label);
             store(e + c * LANES, exponential_c);
         }
-    const SOFTMAX softmax = IS_CONSTANT(n_classes) ? tile_softmax_inlined(e, m, n_classes) : tile_softmax(e, m, n_classes);
-    VECTOR value = index_value(&softmax, z_target), scale = load(block->scale + row);
-    FOCAL modulated = no_focal();
-    if (focal) {
-        modulated = focal_of(&softmax, e_target, value, focus_of(block->job));
-        value *= modulated.modulation;
-    }
-    put_values(block, value, row);
-#if REAL_BITS == 32
-    if (UNLIKELY(has_infinite(value))) widen_values(block, m, softmax.log_sum, NULL, 0, 0, row, rows);
-#endif
-    if (!want_grad) return;
-    if (want_hess && focal)
-        for (int64_t c = 0; c < n_classes; c++) {
-            const MASK is_target = same(label, broadcast_integer((INTEGER)c));
-            store(tile->hess + c * LANES,
-                  scale * focal_hessian(&softmax, load(e + c * LANES), keep(is_target, modulated.mass),
-                                        keep(is_target, modulated.curvature), one_of(modulated.mass), one_of(modulated.curvature)));
-        }
-    if (focal) scale *= modulated.mass;
-    const VECTOR scaled_inverse = scale * softmax.inverse;
-    const VECTOR target_gradient = index_gradient(&softmax, e_target, scaled_inverse);
-#pragma GCC unroll 4
+    *z_target = z_label, *e_target = e_label;
+}
+
+NOINLINE void tile_index_hessian(const TILE *tile, const REAL *e, INTEGERS label, int64_t n_classes, const SOFTMAX *softmax,
+                                 VECTOR scaled_inverse, const FOCAL *focal, VECTOR scale)
+{
     for (int64_t c = 0; c < n_classes; c++) {
-        VECTOR exponential_c = load(e + c * LANES);
-        if (want_hess && !focal) store(tile->hess + c * LANES, hessian(&softmax, exponential_c, scaled_inverse));
-        store(e + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient, exponential_c * scaled_inverse));
+        const MASK is_target = same(label, broadcast_integer((INTEGER)c));
+        const VECTOR e_c = load(e + c * LANES);
+        store(tile->hess + c * LANES,
+              focal ? scale * focal_hessian(softmax, e_c, keep(is_target, focal->mass), keep(is_target, focal->curvature),
+                                            one_of(focal->mass), one_of(focal->curvature))
+                    : hessian(softmax, e_c, scaled_inverse));
     }
-    put_tile(&tile->grad_out, e, row, rows, n_classes);
-    if (want_hess) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
+}
+
+/* `rows` rows whose tiles lie at e, one after the other. n_classes (for the fewest), want_grad, want_hess and focal are
+ * constants at most calls, so that each gets its own loops. */
+INLINE void tile_index(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
+                       const int want_grad, const int want_hess, const int focal)
+{
+    const int64_t size = n_classes * LANES;
+    const int tiles = (rows + LANES - 1) / LANES;
+    VECTOR max[TILES_TOGETHER], z_target[TILES_TOGETHER], e_target[TILES_TOGETHER];
+    SOFTMAX softmax[TILES_TOGETHER];
+    for (int t = 0; t < tiles; t++) max[t] = tile_maximum(e + t * size, n_classes);
+    for (int t = 0; t < tiles; t++) {
+        const INTEGERS label = labels_of(block->label + row + t * LANES);
+        tile_index_exponentials(e + t * size, max[t], label, n_classes, &z_target[t], &e_target[t]);
+        stream_stage(block, &tile->grad_out, row);
+    }
+    for (int t = 0; t < tiles; t++)
+        softmax[t] = IS_CONSTANT(n_classes) ? tile_softmax_inlined(e + t * size, max[t], n_classes)
+                                            : tile_softmax(e + t * size, max[t], n_classes);
+    for (int t = 0; t < tiles; t++) {
+        const int64_t first = row + t * LANES;
+        VECTOR value = index_value(&softmax[t], z_target[t]);
+        FOCAL modulated = no_focal();
+        if (focal) {
+            modulated = focal_of(&softmax[t], e_target[t], value, focus_of(block->job));
+            value *= modulated.modulation;
+        }
+        put_values(block, value, first);
+#if REAL_BITS == 32
+        if (UNLIKELY(has_infinite(value)))
+            widen_values(block, max[t], softmax[t].log_sum, NULL, 0, 0, first, (int)at_most(rows - t * LANES, LANES));
+#endif
+        if (want_grad && focal) z_target[t] = modulated.mass, max[t] = modulated.curvature; /* which are read no more */
+    }
+    if (!want_grad) return;
+    for (int t = 0; t < tiles; t++) {
+        const int64_t first = row + t * LANES;
+        const int in_tile = (int)at_most(rows - t * LANES, LANES);
+        const INTEGERS label = labels_of(block->label + first);
+        const VECTOR scale = load(block->scale + first);
+        const VECTOR scaled_inverse = (focal ? scale * z_target[t] : scale) * softmax[t].inverse;
+        const VECTOR target_gradient = index_gradient(&softmax[t], e_target[t], scaled_inverse);
+        REAL *of_tile = e + t * size;
+        if (want_hess) {
+            const FOCAL modulated = {broadcast(0), z_target[t], max[t], broadcast(0)};
+            tile_index_hessian(tile, of_tile, label, n_classes, &softmax[t], scaled_inverse, focal ? &modulated : NULL, scale);
+            put_tile(&tile->hess_out, tile->hess, first, in_tile, n_classes);
+        }
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < n_classes; c++)
+            store(of_tile + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient,
+                                              load(of_tile + c * LANES) * scaled_inverse));
+        put_tile(&tile->grad_out, of_tile, first, in_tile, n_classes);
+    }
 }
 
 NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, int followed)
@@ -492,7 +546,7 @@ NOINLINE void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int r
 }
 
 /* What is not the everyday case shares one copy of the code. */
-NOINLINE void tile_index_rare(BLOCK *block, const TILE *tile, REAL *e, int64_t row, int rows)
+NOINLINE void tile_index_rare(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL, job->task == FX_FOCAL);
@@ -502,15 +556,6 @@ NOINLINE void tile_index_rare(BLOCK *block, const TILE *tile, REAL *e, int64_t r
     do {                                                                                             \
         if (job->grad.data) tile_index(block, &tile, e, row, rows, n_classes, 1, 0, 0);              \
         else tile_index(block, &tile, e, row, rows, n_classes, 0, 0, 0);                             \
-    } while (0)
-
-/* With the tile in registers. */
-#define SMALL_TILE_INDEX(n_classes)                                                                  \
-    do {                                                                                             \
-        VECTOR e[n_classes];                                                                         \
-        load_tile((REAL *)e, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, n_classes, \
-                  followed, tile.packed);                                                            \
-        TILE_INDEX((REAL *)e, n_classes);                                                            \
     } while (0)
 
 /* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
@@ -528,21 +573,8 @@ INLINE void prefetch_tile(const BLOCK *block, int64_t row)
     for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
 }
 
-/* Stream out what was staged, but for the last values, which are not ready to be loaded. */
-INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_done)
-{
-    enum { BEHIND = 1024 };
-    const int64_t n_classes = block->job->n_classes, ready = rows_done * n_classes - BEHIND;
-    OUTGOING *outgoing = &output->outgoing;
-    if (!block->job->stream || !output->stage || output->array->inner != n_classes || ready < LANES) return;
-    if (!outgoing->parts)
-        outgoing_begin(outgoing, output->stage, 0, 0, block->rows * n_classes, 1, NULL, row_of(output->array, 0), 0);
-    const int64_t gone = outgoing->begun ? outgoing->next - output->stage : 0;
-    outgoing_some(outgoing, (ready - gone) / LANES);
-}
-
 /* What is done to a tile that was brought in. */
-NOINLINE void compute_any_tile(BLOCK *block, const TILE *tile, int64_t row, int rows)
+NOINLINE void compute_any_tile(BLOCK *block, TILE *tile, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     if (!is_loss(job)) tile_activation(block, tile, row, rows);
@@ -556,19 +588,23 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
     const int index = job->task == FX_CROSS_ENTROPY && !is_soft(job) && !job->hess.data;
     TILE tile;
     tile_scratch(job, &block->grad, &block->hess, scratch, &tile);
-    for (int64_t row = 0; row < block->rows; row += LANES) {
-        const int rows = (int)at_most(block->rows - row, LANES);
-        const int followed = row + LANES < block->rows;
-        prefetch_tile(block, row);
-        if (index && job->n_classes == 2) SMALL_TILE_INDEX(2);
-        else if (index && job->n_classes == 3) SMALL_TILE_INDEX(3);
-        else {
-            load_tile(tile.z, row_of(&block->logits, row), block->logits.inner, block->logits.klass, rows, job->n_classes,
-                      followed, tile.packed);
-            if (index && job->grad.data) tile_index(block, &tile, tile.z, row, rows, job->n_classes, 1, 0, 0);
-            else compute_any_tile(block, &tile, row, rows);
+    const int64_t together = index || (is_loss(job) && !is_soft(job)) ? tiles_together(job) : 1;
+    for (int64_t row = 0; row < block->rows; row += together * LANES) {
+        const int rows = (int)at_most(block->rows - row, together * LANES);
+        for (int64_t t = 0; t * LANES < rows; t++) {
+            const int64_t first = row + t * LANES;
+            prefetch_tile(block, first);
+            load_tile(tile.z + t * job->n_classes * LANES, row_of(&block->logits, first), block->logits.inner,
+                      block->logits.klass, (int)at_most(block->rows - first, LANES), job->n_classes,
+                      first + LANES < block->rows, tile.packed);
         }
-        stream_stage(block, &tile.grad_out, row);
+        if (index && job->n_classes == 2) TILE_INDEX(tile.z, 2);
+        else if (index && job->n_classes == 3) TILE_INDEX(tile.z, 3);
+        else if (index && job->grad.data) tile_index(block, &tile, tile.z, row, rows, job->n_classes, 1, 0, 0);
+        else {
+            compute_any_tile(block, &tile, row, rows);
+            stream_stage(block, &tile.grad_out, row);
+        }
     }
     flush_stage(block, &tile.grad_out);
     flush_stage(block, &tile.hess_out);
