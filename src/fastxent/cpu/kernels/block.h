@@ -144,23 +144,29 @@ static void scales_of(REAL *scale, const double *weight, int64_t n, double divis
     }
 }
 
-/* Clamp the labels and weigh the rows one by one: ignored rows, labels out of range, weights. */
+/* Clamp the labels and weigh the rows: ignored rows, labels out of range, weights. Selections instead of branches, because
+ * there is no guessing which rows are ignored. */
 static void prepare_weights(BLOCK *block)
 {
     const fx_job *job = block->job;
-    const int weighted = job->class_weight && !is_soft(job);
-    for (int64_t i = 0; i < block->rows; i++) {
-        const int64_t label = block->label[i];
-        double weight = 1;
-        if (!has_labels(job)) weight = is_ignored_one_hot(block, i) ? 0 : 1;
-        else if (job->has_ignore_index && label == job->ignore_index) weight = 0;
-        else if (UNLIKELY((uint64_t)label >= (uint64_t)job->n_classes)) weight = NAN;
-        else if (weighted) weight = (double)class_weight(job, label);
-        if (UNLIKELY((uint64_t)label >= (uint64_t)job->n_classes)) block->label[i] = 0;
-        if (job->sample_weight.data && weight != 0) weight *= sample_weight(block, i);
-        block->weight[i] = weight;
-    }
-    scales_of(block->scale, block->weight, block->rows, job->divisor);
+    const int64_t rows = block->rows;
+    int64_t *label = block->label;
+    double *weight = block->weight;
+    if (has_labels(job)) {
+        const int64_t ignored = job->ignore_index, n_classes = job->n_classes;
+        const int has_ignored = job->has_ignore_index;
+        for (int64_t i = 0; i < rows; i++) {
+            const int is_valid = (uint64_t)label[i] < (uint64_t)n_classes, is_ignored = has_ignored & (label[i] == ignored);
+            weight[i] = is_ignored ? 0 : is_valid ? 1 : NAN;
+            label[i] = is_valid ? label[i] : 0;
+        }
+        if (job->class_weight && !is_soft(job))
+            for (int64_t i = 0; i < rows; i++) weight[i] *= (double)class_weight(job, label[i]);
+    } else
+        for (int64_t i = 0; i < rows; i++) weight[i] = is_ignored_one_hot(block, i) ? 0 : 1;
+    if (job->sample_weight.data)
+        for (int64_t i = 0; i < rows; i++) weight[i] = weight[i] == 0 ? 0 : weight[i] * sample_weight(block, i);
+    scales_of(block->scale, weight, rows, job->divisor);
 }
 
 static void prepare(BLOCK *block)
@@ -182,7 +188,7 @@ static void prepare(BLOCK *block)
         prepare_weights(block);
 }
 
-RARE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
+NOINLINE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
 {
     if (!array->data) return;
     if (is_half(type)) {
@@ -224,15 +230,18 @@ static double finish(BLOCK *block)
 {
     const fx_job *job = block->job;
     const int64_t rows = block->rows;
-    if (!block->all_weigh_one)
+    if (!block->all_weigh_one) {
+        int64_t *ignored = block->label, n_ignored = 0; /* the labels are read no more */
         for (int64_t i = 0; i < rows; i++) {
-            if (block->weight[i] == 0) {
-                block->value[i] = 0;
-                zero_row(block, &block->grad, i, block->type);
-                zero_row(block, &block->hess, i, block->type);
-            } else
-                block->value[i] *= block->weight[i];
+            ignored[n_ignored] = i;
+            n_ignored += block->weight[i] == 0;
+            block->value[i] = block->weight[i] == 0 ? 0 : block->value[i] * block->weight[i];
         }
+        for (int64_t i = 0; i < n_ignored; i++) {
+            zero_row(block, &block->grad, ignored[i], block->type);
+            zero_row(block, &block->hess, ignored[i], block->type);
+        }
+    }
     if (job->loss.data)
         for (int64_t i = 0; i < rows; i++) put_loss(block, i, (REAL)block->value[i]);
     return sum_of_rows(block->value, rows);

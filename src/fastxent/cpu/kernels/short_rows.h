@@ -127,7 +127,7 @@ NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SH
     const MASK is_new = scratch->is_new;
     const VECTOR one = broadcast(1), m_of_rows = group->max;
     REAL max[LANES], *e = scratch->e;
-    VECTOR parts[LANES], maxima[LANES];
+    VECTOR parts[FEW], maxima[FEW], few_sums[LANES / FEW], few_maxima[LANES / FEW];
     INTEGER ones[LANES];
     store(max, m_of_rows);
     for (int lane = 0; lane < LANES; lane++, e += scratch->padded) {
@@ -147,15 +147,17 @@ NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SH
         const VECTOR e_i = exponential(load(z + last), m);
         const MASK is_below = both(is_new, unequal(e_i, one));
         prefetch(far + last);
-        maxima[lane] = maximum(load(z_next + last), m_next);
+        maxima[lane % FEW] = maximum(load(z_next + last), m_next);
         store(e + last, e_i);
-        parts[lane] = add_where(is_below, below, e_i);
+        parts[lane % FEW] = add_where(is_below, below, e_i);
         ones[lane] = count - count_of(is_below);
         if (lane < scratch->leaving.rows) put_leaving_row(scratch, lane);
         if (scratch->pending.parts) outgoing_some(&scratch->pending, last / LANES + 1);
+        if (lane % FEW == FEW - 1)
+            few_sums[lane / FEW] = reduce_sum_few(parts), few_maxima[lane / FEW] = reduce_maximum_few(maxima);
     }
-    next->max = reduce_maximum(maxima);
-    const SHORT_SUMS sums = {reduce_sum(parts), numbers_of(ones)};
+    next->max = reduce_maximum_fews(few_maxima);
+    const SHORT_SUMS sums = {reduce_sum_fews(few_sums), numbers_of(ones)};
     return UNLIKELY(any(not_finite(m_of_rows))) ? short_exponentials_any(scratch, group) : sums;
 }
 

@@ -552,12 +552,6 @@ NOINLINE void tile_index_rare(BLOCK *block, TILE *tile, REAL *e, int64_t row, in
     tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL, job->task == FX_FOCAL);
 }
 
-#define TILE_INDEX(e, n_classes)                                                                     \
-    do {                                                                                             \
-        if (job->grad.data) tile_index(block, &tile, e, row, rows, n_classes, 1, 0, 0);              \
-        else tile_index(block, &tile, e, row, rows, n_classes, 0, 0, 0);                             \
-    } while (0)
-
 /* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
  * to 4 classes are a few lines, and hardware prefetchers do as well. */
 enum { FAR_TILE_BYTES = 8192 };
@@ -598,8 +592,8 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
                       block->logits.klass, (int)at_most(block->rows - first, LANES), job->n_classes,
                       first + LANES < block->rows, tile.packed);
         }
-        if (index && job->n_classes == 2) TILE_INDEX(tile.z, 2);
-        else if (index && job->n_classes == 3) TILE_INDEX(tile.z, 3);
+        if (index && job->n_classes == 2) tile_index(block, &tile, tile.z, row, rows, 2, job->grad.data != NULL, 0, 0);
+        else if (index && job->n_classes == 3) tile_index(block, &tile, tile.z, row, rows, 3, job->grad.data != NULL, 0, 0);
         else if (index && job->grad.data) tile_index(block, &tile, tile.z, row, rows, job->n_classes, 1, 0, 0);
         else {
             compute_any_tile(block, &tile, row, rows);

@@ -70,15 +70,27 @@ INLINE void transpose_blocks(VECTOR *r, const int width)
             }
 }
 
+/* In two steps, so that no more than a few vectors are under way: name_few for FEW vectors at a time, and name_fews for the
+ * LANES / FEW results of that. */
+enum { FEW = LANES < 4 ? LANES : 4 };
 #define DEFINE_REDUCTION(name, OPERATION)                                                            \
+    INLINE VECTOR name##_pair(VECTOR a, VECTOR b, const int s) { return OPERATION(even_blocks(a, b, s), odd_blocks(a, b, s)); } \
+    INLINE VECTOR name##_few(const VECTOR *r)                                                        \
+    {                                                                                                \
+        if (FEW == 2) return name##_pair(r[0], r[1], 1);                                             \
+        return name##_pair(name##_pair(r[0], r[1], 1), name##_pair(r[2], r[3], 1), 2);               \
+    }                                                                                                \
+    INLINE VECTOR name##_fews(const VECTOR *r)                                                       \
+    {                                                                                                \
+        if (LANES == FEW) return r[0];                                                               \
+        if (LANES == 2 * FEW) return name##_pair(r[0], r[1], FEW);                                   \
+        return name##_pair(name##_pair(r[0], r[1], FEW), name##_pair(r[2], r[3], FEW), 2 * FEW);     \
+    }                                                                                                \
     INLINE VECTOR name(const VECTOR *rows)                                                           \
     {                                                                                                \
-        VECTOR r[LANES];                                                                             \
-        memcpy(r, rows, sizeof r);                                                                   \
-        _Pragma("GCC unroll 4") for (int s = 1; s < LANES; s *= 2)                                   \
-            _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i += 2 * s)                          \
-                r[i] = OPERATION(even_blocks(r[i], r[i + s], s), odd_blocks(r[i], r[i + s], s));     \
-        return r[0];                                                                                 \
+        VECTOR few[LANES / FEW];                                                                     \
+        for (int i = 0; i < LANES / FEW; i++) few[i] = name##_few(rows + i * FEW);                   \
+        return name##_fews(few);                                                                     \
     }
 
 /* Vectors made of 2 or 4 pieces of rows. */
@@ -161,7 +173,10 @@ INLINE void scatter_rows(VECTOR *r, REAL *p, ptrdiff_t row_stride, const int wid
 
 #else /* one lane: a row is its own side */
 
-#define DEFINE_REDUCTION(name, OPERATION) \
+enum { FEW = 1 };
+#define DEFINE_REDUCTION(name, OPERATION)                              \
+    INLINE VECTOR name##_few(const VECTOR *rows) { return rows[0]; }   \
+    INLINE VECTOR name##_fews(const VECTOR *rows) { return rows[0]; }  \
     INLINE VECTOR name(const VECTOR *rows) { return rows[0]; }
 
 INLINE void gather_rows(VECTOR *r, const REAL *p, ptrdiff_t row_stride, const int width)
