@@ -163,7 +163,7 @@ static void prepare_weights(BLOCK *block)
         if (job->class_weight && !is_soft(job))
             for (int64_t i = 0; i < rows; i++) weight[i] *= (double)class_weight(job, label[i]);
     } else
-        for (int64_t i = 0; i < rows; i++) weight[i] = is_ignored_one_hot(block, i) ? 0 : 1;
+        for (int64_t i = 0; i < rows; i++) weight[i] = job->has_ignore_index && is_ignored_one_hot(block, i) ? 0 : 1;
     if (job->sample_weight.data)
         for (int64_t i = 0; i < rows; i++) weight[i] = weight[i] == 0 ? 0 : weight[i] * sample_weight(block, i);
     scales_of(block->scale, weight, rows, job->divisor);
@@ -225,23 +225,37 @@ INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
     write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
 }
 
-/* Weight the losses, hand them out, add them up, and clear the rows that do not count. */
+/* Weight the losses, and clear the rows of weight 0. Their gradients are multiples of 0 already: for class indices only a
+ * row with a NaN or an infinity may hold anything else. */
+static void clear_rows(BLOCK *block)
+{
+    const fx_job *job = block->job;
+    const int64_t rows = block->rows;
+    const int all = is_soft(job) || job->inputs != FX_LOGITS;
+    double *value = block->value;
+    const double *weight = block->weight;
+    int64_t *unclean = block->label, n_unclean = 0; /* the labels are read no more */
+    for (int64_t i = 0; i < rows; i++) n_unclean += (weight[i] == 0) & (all | !(fabs(value[i]) < INFINITY));
+    if (n_unclean) {
+        n_unclean = 0;
+        for (int64_t i = 0; i < rows; i++) {
+            unclean[n_unclean] = i;
+            n_unclean += (weight[i] == 0) & (all | !(fabs(value[i]) < INFINITY));
+        }
+        for (int64_t i = 0; i < n_unclean; i++) {
+            zero_row(block, &block->grad, unclean[i], block->type);
+            if (job->hess.data) zero_row(block, &block->hess, unclean[i], block->type);
+        }
+    }
+    for (int64_t i = 0; i < rows; i++) value[i] = weight[i] == 0 ? 0 : value[i] * weight[i];
+}
+
+/* Weight the losses, hand them out, and add them up. */
 static double finish(BLOCK *block)
 {
     const fx_job *job = block->job;
     const int64_t rows = block->rows;
-    if (!block->all_weigh_one) {
-        int64_t *ignored = block->label, n_ignored = 0; /* the labels are read no more */
-        for (int64_t i = 0; i < rows; i++) {
-            ignored[n_ignored] = i;
-            n_ignored += block->weight[i] == 0;
-            block->value[i] = block->weight[i] == 0 ? 0 : block->value[i] * block->weight[i];
-        }
-        for (int64_t i = 0; i < n_ignored; i++) {
-            zero_row(block, &block->grad, ignored[i], block->type);
-            zero_row(block, &block->hess, ignored[i], block->type);
-        }
-    }
+    if (!block->all_weigh_one) clear_rows(block);
     if (job->loss.data)
         for (int64_t i = 0; i < rows; i++) put_loss(block, i, (REAL)block->value[i]);
     return sum_of_rows(block->value, rows);

@@ -153,7 +153,7 @@ INLINE VECTOR complement(const SOFTMAX *row, VECTOR e)
 INLINE VECTOR index_value(const SOFTMAX *row, VECTOR z) { return row->log_sum - shift(z, row->max); }
 INLINE VECTOR index_gradient(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
 {
-    return -complement(row, e) * scaled_inverse;
+    return broadcast(0) - complement(row, e) * scaled_inverse; /* +0.0 in a row of weight 0 */
 }
 
 /* Target mass w ((1 - eps) t + eps / K') of a class; `uniform` is eps / K', masked classes (z = -inf) get none of it. */

@@ -120,8 +120,10 @@ RARE SHORT_SUMS short_exponentials_any(const SHORT_ROWS *scratch, const SHORT_GR
 }
 
 /* One loop over the rows of three groups: the exponentials and sums of `group`, the maxima of `next`, and what is leaving.
- * Meanwhile the rows after these are fetched, and what is pending goes out. */
-NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_GROUP *next)
+ * Meanwhile the rows after these are fetched, and the lines of `grad` that this group's gradient will be written to (NULL:
+ * none), and what is pending goes out. */
+NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_GROUP *next, const REAL *grad,
+                               ptrdiff_t grad_step)
 {
     const int64_t last = scratch->last;
     const MASK is_new = scratch->is_new;
@@ -151,6 +153,8 @@ NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SH
         store(e + last, e_i);
         parts[lane % FEW] = add_where(is_below, below, e_i);
         ones[lane] = count - count_of(is_below);
+        if (grad)
+            for (int64_t i = 0; i < scratch->padded; i += LANES) prefetch_to_write(grad + lane * grad_step + i);
         if (lane < scratch->leaving.rows) put_leaving_row(scratch, lane);
         if (scratch->pending.parts) outgoing_some(&scratch->pending, last / LANES + 1);
         if (lane % FEW == FEW - 1)
@@ -240,7 +244,8 @@ static void compute_short_rows(BLOCK *block, REAL *memory)
     group.max = reduce_maximum(maxima);
     for (int64_t row = 0; row < block->rows; row += LANES) {
         SHORT_GROUP next = row + LANES < block->rows ? short_group_of(block, row + LANES) : group;
-        const SHORT_SUMS sums = short_pass(&scratch, &group, &next);
+        const REAL *grad = block->grad.data && !stream ? row_of(&block->grad, row) : NULL;
+        const SHORT_SUMS sums = short_pass(&scratch, &group, &next, grad, block->grad.inner);
         if (stream && scratch.leaving.rows) send_stage(block, &scratch, row - LANES, scratch.leaving.rows);
         finish_short_group(block, &scratch, &group, sums, row);
         group = next;

@@ -195,8 +195,11 @@ static void flush_stage(const BLOCK *block, TILE_OUTPUT *output)
         copy_out(row_of(output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
                  block->job->stream);
     else
-        for (int64_t row = 0; row < block->rows; row++)
-            copy_out(row_of(output->array, row), output->stage + row * n_classes, n_classes, 0);
+        for (int64_t row = 0; row < block->rows; row++) {
+            REAL *out = row_of(output->array, row);
+            const REAL *from = output->stage + row * n_classes;
+            for (int64_t c = 0; c < n_classes; c += LANES) store_up_to(out + c, load(from + c), n_classes - c);
+        }
 }
 
 typedef struct {
@@ -449,10 +452,10 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
     const int focal = job->task == FX_FOCAL;
     const ptrdiff_t target_row = block->target.inner, target_class = block->target.klass;
 
-    if (has_labels(job)) {
-        for (int64_t i = 0; i < n_classes * LANES; i++) mass[i] = 0;
-        for (int lane = 0; lane < rows; lane++) mass[block->label[row + lane] * LANES + lane] = 1;
-    } else if (job->target_type == REAL_TYPE)
+    const int from_labels = has_labels(job);
+    const INTEGERS label = labels_of(block->label + row);
+    if (from_labels) ;
+    else if (job->target_type == REAL_TYPE)
         load_tile(mass, row_of(&block->target, row), target_row, target_class, rows, n_classes, followed, tile->packed);
     else
         for (int lane = 0; lane < LANES; lane++) {
@@ -474,7 +477,8 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
     REAL *terms = tile->hess;
     for (int64_t c = 0; c < n_classes; c++) {
         VECTOR z_c = load(z + c * LANES);
-        VECTOR u = target_mass(z_c, load(mass + c * LANES), broadcast(class_weight(job, c)), one_minus_eps, uniform,
+        const VECTOR t = from_labels ? keep(same(label, broadcast_integer((INTEGER)c)), one) : load(mass + c * LANES);
+        VECTOR u = target_mass(z_c, t, broadcast(class_weight(job, c)), one_minus_eps, uniform,
                                (REAL)-INFINITY);
         store(mass + c * LANES, u);
         store(terms + c * LANES, mass_value(u, z_c, m));
@@ -558,11 +562,12 @@ enum { FAR_TILE_BYTES = 8192 };
 INLINE void prefetch_tile(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
-    const int64_t elements = job->n_classes * LANES, line = 64 / (int64_t)sizeof(REAL);
-    if (job->n_classes <= 4 || block->logits.klass != 1 || block->logits.inner != job->n_classes) return;
+    const ptrdiff_t step = block->logits.inner;
+    const int64_t elements = step * LANES, line = 64 / (int64_t)sizeof(REAL);
+    if (job->n_classes <= 4 || block->logits.klass != 1 || step < job->n_classes || step > 4 * job->n_classes) return;
     const REAL *next = row_of(&block->logits, row + LANES), *far = next + FAR_TILE_BYTES / sizeof(REAL);
     for (int64_t i = 0; i < elements; i += line) prefetch(next + i), prefetch_far(far + i);
-    if (!job->grad.data || job->stream || block->grad.inner != job->n_classes) return;
+    if (!job->grad.data || job->stream || block->grad.inner != step) return;
     const REAL *grad = row_of(&block->grad, row);
     for (int64_t i = 0; i < elements; i += line) prefetch_to_write(grad + i);
 }
