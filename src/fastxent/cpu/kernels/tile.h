@@ -475,17 +475,17 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
     const VECTOR one_minus_eps = broadcast((REAL)(1 - job->label_smoothing));
     const VECTOR m = tile_maximum(z, n_classes);
     REAL *terms = tile->hess;
+    PAIR total_mass = zero_pair(), distances = zero_pair();
     for (int64_t c = 0; c < n_classes; c++) {
-        VECTOR z_c = load(z + c * LANES);
+        const VECTOR z_c = load(z + c * LANES);
         const VECTOR t = from_labels ? keep(same(label, broadcast_integer((INTEGER)c)), one) : load(mass + c * LANES);
-        VECTOR u = target_mass(z_c, t, broadcast(class_weight(job, c)), one_minus_eps, uniform,
-                               (REAL)-INFINITY);
+        const VECTOR u = target_mass(z_c, t, broadcast(class_weight(job, c)), one_minus_eps, uniform, (REAL)-INFINITY);
         store(mass + c * LANES, u);
-        store(terms + c * LANES, mass_value(u, z_c, m));
+        total_mass = add(total_mass, u);
+        distances = add(distances, mass_value(u, z_c, m));
         if (focal) store(tile->distance + c * LANES, -shift(z_c, m));
     }
-    PAIR total_mass = compensated_sum_of(mass, n_classes);
-    const VECTOR distance = total(compensated_sum_of(terms, n_classes));
+    const VECTOR distance = total(distances);
     REAL mass_of_lane[LANES];
     store(mass_of_lane, total_mass.high);
     for (int lane = 0; lane < rows; lane++)
