@@ -73,6 +73,10 @@ INLINE int piece_width(int64_t n)
     return LANES;
 }
 
+/* Narrow pieces are put together while they are loaded, and not all by the one port that shuffles; they beat whole vectors as
+ * long as they are three at most. (For stores they do not.) */
+INLINE int widest_piece(int64_t n_classes) { return LANES >= 8 && n_classes <= 3 * LANES / 4 ? LANES / 4 : LANES; }
+
 /* From rows of contiguous classes. It may read past the end of a row, by fewer values than the row has: into the next
  * row, which must be there and start no earlier than where this one ends. */
 NOINLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, int64_t n_classes)
@@ -81,9 +85,10 @@ NOINLINE void load_packed(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stri
         load_gapless(tile, p, n_classes);
         return;
     }
-    for (int64_t c = 0; c < n_classes; c += LANES) {
+    const int most = widest_piece(n_classes);
+    for (int64_t c = 0; c < n_classes; c += most) {
         const int64_t left = n_classes - c;
-        const int width = piece_width(left);
+        const int width = (int)at_most(most, piece_width(left));
         VECTOR r[LANES];
         if (width == LANES) gather_rows(r, p + c, row_stride, LANES);
         else if (width == LANES / 2) gather_rows(r, p + c, row_stride, LANES >= 4 ? LANES / 2 : LANES);
