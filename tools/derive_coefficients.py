@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -27,12 +28,17 @@ class Function:
     high: mpmath.mpf
     polynomial: Callable[[mpmath.mpf], mpmath.mpf]
     weight: Callable[[mpmath.mpf], mpmath.mpf]
-    degrees: tuple[int, int]  # for float32 and float64
+    degrees: dict[type[np.floating[Any]], int]
 
 
 def exp_quotient(r: mpmath.mpf) -> mpmath.mpf:
     """q(r) in exp(r) = 1 + r + r^2 q(r)."""
     return (mpmath.exp(r) - 1 - r) / r**2 if abs(r) > 1e-15 else mpmath.mpf(1) / 2 + r / 6
+
+
+def log1p_quotient(e: mpmath.mpf) -> mpmath.mpf:
+    """q(e) in log1p(e) = e + e^2 q(e)."""
+    return (mpmath.log1p(e) - e) / e**2 if e > 1e-15 else -mpmath.mpf(1) / 2 + e / 3
 
 
 def atanh_quotient(z: mpmath.mpf) -> mpmath.mpf:
@@ -48,15 +54,23 @@ FUNCTIONS = [
         mpmath.log(2) / 2,
         exp_quotient,
         lambda r: r**2 / mpmath.exp(r),
-        (4, 9),
+        {np.float32: 4, np.float64: 9},
     ),
     Function(
         "log1p(e), 0 <= e <= 1",
         mpmath.mpf(0),
+        mpmath.mpf(1),
+        log1p_quotient,
+        lambda e: e / (1 + e * log1p_quotient(e)),
+        {np.float32: 8},
+    ),
+    Function(
+        "log1p(e) as 2 atanh(s / 2), 0 <= e <= 1",
+        mpmath.mpf(0),
         mpmath.mpf(4) / 9,
         atanh_quotient,
         lambda z: z / (1 + z * atanh_quotient(z)),
-        (3, 9),
+        {np.float64: 9},
     ),
 ]
 
@@ -83,7 +97,7 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=0, help="add this to the degrees")
     more = parser.parse_args().more
     for function in FUNCTIONS:
-        for dtype, degree in zip((np.float32, np.float64), function.degrees, strict=True):
+        for dtype, degree in function.degrees.items():
             rounded = [float(dtype(float(c))) for c in interpolate(function, degree + more)]
             worst = largest_relative_error(function, rounded)
             in_eps = worst / np.finfo(dtype).eps

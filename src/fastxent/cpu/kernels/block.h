@@ -134,14 +134,23 @@ RARE int counts_without_mass(const fx_job *job)
     return 0;
 }
 
-/* The scales of gradients. One that REAL cannot hold becomes the nearest that it can: 0 times infinity, and 0 over 0 where
- * the inputs are probabilities, would be NaN. */
-static void scales_of(REAL *scale, const double *weight, int64_t n, double divisor)
+INLINE REAL held_scale(double exact)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const double exact = weight[i] / divisor, held = exact > (double)REAL_LARGEST ? (double)REAL_LARGEST : exact;
-        scale[i] = held > 0 && held < (double)REAL_SMALLEST ? REAL_SMALLEST : (REAL)held;
+    const double below = exact > (double)REAL_LARGEST ? (double)REAL_LARGEST : exact;
+    const double held = below < (double)REAL_SMALLEST ? (double)REAL_SMALLEST : below;
+    return (REAL)(exact == 0 ? 0 : held);
+}
+
+/* The scales of gradients: a division each would take longer than all else. One that REAL cannot hold becomes the nearest that it can: 0 times infinity, and 0 over 0 where
+ * the inputs are probabilities, would be NaN. */
+static void scales_of(REAL *RESTRICT scale, const double *RESTRICT weight, int64_t n, double divisor)
+{
+    const double inverse = 1 / divisor;
+    if (!isnormal(inverse)) {
+        for (int64_t i = 0; i < n; i++) scale[i] = held_scale(weight[i] / divisor);
+        return;
     }
+    for (int64_t i = 0; i < n; i++) scale[i] = held_scale(weight[i] * inverse);
 }
 
 /* Clamp the labels and weigh the rows: ignored rows, labels out of range, weights. Selections instead of branches, because
@@ -201,21 +210,17 @@ NOINLINE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, i
 }
 
 /* Losses or weights in the order of the rows, in 8 interleaved sums so that one addition need not wait for the last. */
-#if LANES > 1
-typedef double EIGHT __attribute__((vector_size(64), aligned(8), may_alias));
-#endif
 static double sum_of_rows(const double *value, int64_t rows)
 {
-    double sums[8] = {0};
+    enum { VECTORS = 8 / WIDE_LANES };
+    WIDE wide[VECTORS] = {0};
+    double sums[8];
     int64_t i = 0;
-#if LANES > 1
-    EIGHT eight = {0};
-    for (; i + 8 <= rows; i += 8) eight += *(const EIGHT *)(value + i);
-    memcpy(sums, &eight, sizeof sums);
-#else
-    for (; i + 8 <= rows; i += 8)
-        for (int k = 0; k < 8; k++) sums[k] += value[i + k];
-#endif
+    for (; i + 8 <= rows; i += 8) {
+#pragma GCC unroll 8
+        for (int k = 0; k < VECTORS; k++) wide[k] += load_wide(value + i + k * WIDE_LANES);
+    }
+    memcpy(sums, wide, sizeof sums);
     for (int k = 0; i < rows; i++, k++) sums[k] += value[i];
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }

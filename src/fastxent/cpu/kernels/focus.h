@@ -6,8 +6,8 @@
 #include "kernels.h"
 
 typedef struct {
-    REAL gamma;
-    int whole; /* gamma where it is 0, 1 or 2, else -1 */
+    REAL gamma, rest; /* a sum */
+    int whole;        /* gamma where it is 0, 1 or 2, else -1 */
 } FOCUS;
 
 /* Beyond 1 / eps a unit in the last place of r decides between 0 and 1; with gamma kept below, its square times any
@@ -17,7 +17,7 @@ typedef struct {
 INLINE FOCUS focus_of(const fx_job *job)
 {
     const double gamma = job->gamma < (double)GAMMA_LARGEST ? job->gamma : (double)GAMMA_LARGEST;
-    FOCUS focus = {(REAL)gamma, gamma == 0 || gamma == 1 || gamma == 2 ? (int)gamma : -1};
+    FOCUS focus = {(REAL)gamma, (REAL)(gamma - (double)(REAL)gamma), gamma == 0 || gamma == 1 || gamma == 2 ? (int)gamma : -1};
     return focus;
 }
 
@@ -36,6 +36,15 @@ NOINLINE VECTOR power_of_fraction(VECTOR r, REAL gamma)
         power *= exp_nonpositive(choose(less(broadcast(0), exponent), broadcast(0), exponent)); /* r may round to above 1 */
     }
     return power;
+}
+
+/* r^gamma from log r <= 0: what is rounded off the exponent counts as often as the exponent is large, and is made good. */
+INLINE VECTOR power_of_log(VECTOR log_r, FOCUS focus)
+{
+    const VECTOR limited = maximum(log_r, broadcast(-(REAL_LARGEST / GAMMA_LARGEST / 2)));
+    const VECTOR gamma = broadcast(focus.gamma), exponent = gamma * limited;
+    const VECTOR rounded_off = multiply_add(gamma, limited, -exponent), power = exp_nonpositive(exponent);
+    return multiply_add(power, multiply_add(broadcast(focus.rest), limited, rounded_off), power);
 }
 
 INLINE VECTOR modulation_of(VECTOR r, FOCUS focus)

@@ -91,8 +91,17 @@ INLINE INTEGERS as_integers(VECTOR v) { INTEGERS i; memcpy(&i, &v, sizeof i); re
 
 #endif
 
-/* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m), first_lanes(n), count_of(m);
- * choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere; add_where(m, a, b) is
+/* Doubles, as many as a vector holds. */
+#if VECTOR_BYTES
+typedef double WIDE __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+#else
+typedef double WIDE;
+#endif
+enum { WIDE_LANES = sizeof(WIDE) / sizeof(double) };
+INLINE WIDE load_wide(const double *p) { return *(const WIDE *)p; }
+
+/* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m), first_lanes(n),
+ * count_of(m); choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere; add_where(m, a, b) is
  * a + b where m holds and a elsewhere. */
 
 #if VECTOR_BYTES == 64
@@ -283,6 +292,24 @@ INLINE VECTOR multiply_add(VECTOR a, VECTOR b, VECTOR c)
 #else
     return a * b + c;
 #endif
+}
+
+/* Sign bits, also of zeros: a mask of those that are set, and v with the sign turned where that of z is set. */
+INLINE MASK has_sign(VECTOR z)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return _mm512_movepi32_mask((__m512i)z);
+#elif VECTOR_BYTES == 64
+    return _mm512_movepi64_mask((__m512i)z);
+#elif VECTOR_BYTES == 32 && defined(__AVX__) || VECTOR_BYTES == 16 && defined(__SSE4_1__)
+    return as_integers(z); /* blends look at nothing else */
+#else
+    return as_integers(z) < 0;
+#endif
+}
+INLINE VECTOR turn(VECTOR v, VECTOR z)
+{
+    return as_reals(as_integers(v) ^ (as_integers(z) & as_integers(broadcast((REAL)-0.0))));
 }
 
 INLINE VECTOR absolute(VECTOR v) { return maximum(v, -v); } /* of a NaN, a NaN */
