@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 # Half an eps is the last rounding; the other half (exp) and the rest (log1p) is the polynomial and the reduction.
 EXP, LOG_1P = 1.0, 1.5
-# e / (2 + e) and its double are rounded three times.
+# In float64 the division by 2 + e serves 1 + e too: five roundings in place of three.
 LOG_1P_OF_FRACTION = 2.5
 
 

@@ -44,7 +44,7 @@ class Function:
 FUNCTIONS: Mapping[str, Function] = {
     "exp": Function(np.exp, 0x80000000, 0xFF800000, 1.0, 1.0),
     "log1p": Function(np.log1p, 0x00000000, 0x7F7FFFFF, 1.5, 1.0),
-    "log1p_of_fraction": Function(np.log1p, 0x00000000, 0x3F800000, 2.5, 1.0),
+    "log1p_of_fraction": Function(np.log1p, 0x00000000, 0x3F800000, 2.0, 1.0),
     "log": Function(np.log, 0x00000001, 0x3F800000, 1.5, 1.0),
 }
 

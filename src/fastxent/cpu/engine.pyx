@@ -21,7 +21,7 @@ g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, isnan
 from libc.stdlib cimport free, malloc
 
 
@@ -57,7 +57,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const void *class_weight
         double label_smoothing, divisor, gamma, alpha
         int64_t ignore_index
-        int has_ignore_index, task, inputs, real_type, target_type, sample_weight_type
+        int has_ignore_index, task, inputs, real_type, target_type, sample_weight_type, unsurveyed
         int regime, stream
         int64_t rows_per_block, n_blocks_per_outer, n_blocks
         size_t scratch_bytes
@@ -475,6 +475,7 @@ cdef class Everyday:
     cdef object evaluate(self, logits, target, grad, bint want_gradient):
         cdef Py_buffer z, t, g
         cdef int held = 0
+        cdef bint nothing_to_lose = grad is None
         if type(logits) is not self.array_type or type(target) is not self.array_type:
             return None
         try:
@@ -495,7 +496,7 @@ cdef class Everyday:
                     held = 3
             except (BufferError, ValueError, MemoryError):
                 return None
-            value = self.evaluate_buffers(&z, &t, &g if held == 3 else NULL)
+            value = self.evaluate_buffers(&z, &t, &g if held == 3 else NULL, nothing_to_lose)
         finally:
             if held > 0:
                 PyBuffer_Release(&z)
@@ -514,7 +515,7 @@ cdef class Everyday:
             return same_shape(z, t)
         return z.ndim == 2 and t.ndim == 1 and t.shape[0] == z.shape[0] and target_type < FX_FLOAT16
 
-    cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g):
+    cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g, bint nothing_to_lose):
         cdef fx_job job = self.options
         cdef const fx_table *table
         cdef double divisor, total
@@ -536,12 +537,16 @@ cdef class Everyday:
             job.grad.data, job.grad.inner, job.grad.klass = g.buf, job.n_classes, 1
         table = LEVEL.float64 if job.real_type == FX_FLOAT64 else LEVEL.float32
         table.plan(&job)
-        divisor = run(table, &job, &flaws)
+        # Large targets are read once only where nothing is lost if one of them turns out to be wrong.
+        job.unsurveyed = nothing_to_lose and self.is_elementwise and not job.has_ignore_index
+        divisor = job.n_classes if job.unsurveyed else run(table, &job, &flaws)
         if flaws or self.is_mean and not 0 < divisor < INFINITY:
             return None
         job.divisor = divisor if self.is_mean else 1
         total = run(table, &job, NULL)
-        return total / job.divisor
+        if job.unsurveyed and isnan(total):
+            run(table, &job, &flaws)
+        return None if flaws else total / job.divisor
 
 
 def elementary(str function, x, y):

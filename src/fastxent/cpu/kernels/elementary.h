@@ -128,32 +128,32 @@ INLINE VECTOR log1p_nonnegative(VECTOR x, VECTOR u, VECTOR inverse)
     return log_of_normal(u, (x - (u - (REAL)1)) * inverse);
 }
 
-/* The same in two chains, of the even and the odd powers: processors see only so many instructions ahead, and a long chain
- * fills that window. */
-INLINE VECTOR polynomial_in_halves(const REAL *coefficients, int count, VECTOR x, VECTOR square)
+/* The same in powers of the square, with coefficients that are pairs of those: a chain of half the length. Processors see only
+ * so many instructions ahead, and long chains fill that window. */
+INLINE VECTOR polynomial_of_pairs(const REAL *coefficients, int count, VECTOR x, VECTOR square)
 {
-    VECTOR even = broadcast(coefficients[(count - 1) % 2]), odd = broadcast(coefficients[count % 2]);
+    int i = 1 + (count - 1) % 2;
+    VECTOR value = i == 1 ? broadcast(coefficients[0]) : coefficients[0] * x + coefficients[1];
 #pragma GCC unroll 16
-    for (int i = (count - 1) % 2 + 2; i < count; i += 2) even = even * square + coefficients[i];
-#pragma GCC unroll 16
-    for (int i = count % 2 + 2; i < count; i += 2) odd = odd * square + coefficients[i];
-    return odd * x + even;
+    for (; i < count; i += 2) value = value * square + (coefficients[i] * x + coefficients[i + 1]);
+    return value;
 }
 
 /* log(1 + e) for 0 <= e <= 1, half the work of the general one, and 1 / (1 + e) if that is wanted. In float32 a polynomial;
  * in float64 that would be of degree 22, and 2 atanh(s / 2) with s = 2 e / (2 + e) <= 2/3 is less. Then both results share
- * one division, the slowest instruction of all by far. */
+ * one division, the slowest instruction of all by far. The logarithm is within 1.161 eps of every float32 (1.518 without
+ * fused multiply-add), and 2.4 eps in float64. */
 INLINE VECTOR log1p_and_inverse(VECTOR e, VECTOR *inverse, const int wants_inverse)
 {
     const VECTOR one = e + (REAL)1;
 #if REAL_BITS == 32
     const VECTOR square = e * e;
     if (wants_inverse) *inverse = (REAL)1 / one;
-    return multiply_add(square, polynomial_in_halves(LOG1P_POLYNOMIAL, COUNT(LOG1P_POLYNOMIAL), e, square), e);
+    return multiply_add(square, polynomial_of_pairs(LOG1P_POLYNOMIAL, COUNT(LOG1P_POLYNOMIAL), e, square), e);
 #else
     const VECTOR two = e + (REAL)2, both = (REAL)1 / (one * two), s = (e + e) * (both * one), z = s * s;
     if (wants_inverse) *inverse = both * two;
-    return multiply_add(s * z, polynomial_in_halves(ATANH_POLYNOMIAL, COUNT(ATANH_POLYNOMIAL), z, z * z), s);
+    return multiply_add(s * z, polynomial_of_pairs(ATANH_POLYNOMIAL, COUNT(ATANH_POLYNOMIAL), z, z * z), s);
 #endif
 }
 

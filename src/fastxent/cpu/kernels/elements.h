@@ -341,6 +341,7 @@ INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const RE
     for (int64_t i = 0; i < chunk->n; i += LANES) {
         const int64_t left = chunk->n - i;
         const VECTOR z_i = load_up_to(z + i, left, 0), e_i = load(e + i);
+        prefetch(t + i + ELEMENTS_CHUNK);
         VECTOR t_i = load_up_to(t + i, left, 0), value, gradient = zero, hessian = zero, counted = scale;
         if (some_left_out) {
             const MASK is_ignored = equal(t_i, ignored);
@@ -423,10 +424,14 @@ RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL 
     return sum;
 }
 
-/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. */
+/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. Their own
+ * prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
 NOINLINE void exponentials_of(const REAL *z, int64_t n, REAL *e)
 {
-    for (int64_t i = 0; i < n; i += LANES) store(e + i, exp_nonpositive(-absolute(load_up_to(z + i, n - i, 0))));
+    for (int64_t i = 0; i < n; i += LANES) {
+        prefetch(z + i + ELEMENTS_CHUNK);
+        store(e + i, exp_nonpositive(-absolute(load_up_to(z + i, n - i, 0))));
+    }
 }
 
 static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
@@ -456,6 +461,14 @@ static const double *weights_of(ELEMENTS *chunk)
     return weight;
 }
 
+/* The same for a chunk whose targets have been read as REAL, which may have rounded doubles to what is allowed. */
+static int has_bad_target(const ELEMENTS *chunk, const REAL *t)
+{
+    int32_t skip[ELEMENTS_CHUNK];
+    const int may_be_rounded = REAL_BITS == 32 && chunk->job->target_type == FX_FLOAT64;
+    return (may_be_rounded || reals_may_be_outside(t, chunk->n, 1)) && survey_chunk(chunk, skip);
+}
+
 /* Returns the sum of the losses of the chunk. */
 static double loss_chunk(ELEMENTS *chunk, int first_of_block, const REAL *z, REAL *grad, REAL *hess)
 {
@@ -463,6 +476,7 @@ static double loss_chunk(ELEMENTS *chunk, int first_of_block, const REAL *z, REA
     const REAL *t = targets_of(chunk, chunk->t), *pos_weight = NULL;
     const double *weight = job->sample_weight.data ? weights_of(chunk) : NULL;
     double sum = NAN;
+    if (job->unsurveyed && has_bad_target(chunk, t)) return sum;
     if (job->pos_weight.data) pos_weight = pos_weight_of(chunk, first_of_block);
     /* Infinite logits and losses are rare: most chunks do without a look at every one of them. */
     if (job->inputs == FX_LOGITS) {
