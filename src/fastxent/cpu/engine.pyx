@@ -15,7 +15,8 @@ f) Scratch memory is taken once, before the parallel region, which can therefore
    written.
 g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls that nearly all calls are (whole arrays
    of the usual types, nothing but logits and target) from the loss to the kernels in one step. It knows no errors:
-   whatever is unusual, or wrong, it leaves to the long way.
+   whatever is unusual, or wrong, it leaves to the long way. Where nothing of the user's is written, the targets of
+   binary losses are looked at in the pass that computes.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
@@ -515,7 +516,8 @@ cdef class Everyday:
             return same_shape(z, t)
         return z.ndim == 2 and t.ndim == 1 and t.shape[0] == z.shape[0] and target_type < FX_FLOAT16
 
-    cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g, bint nothing_to_lose):
+    cdef object evaluate_buffers(self, const Py_buffer *z, const Py_buffer *t, const Py_buffer *g,
+                                 bint nothing_to_lose):
         cdef fx_job job = self.options
         cdef const fx_table *table
         cdef double divisor, total

@@ -6,8 +6,8 @@
  * Design
  * a) Both sigmoids are formed like this, never as one less the other, so that both keep their relative precision; so do
  *    both softplus.
- * b) A target t has two masses, positive = (1 - eps) t + eps / 2 and negative = (1 - eps) (1 - t) + eps / 2, which plays the
- *    role of 1 - t. Formed as 1 - positive it would cancel for small eps. Their sum is 1 but for pos_weight.
+ * b) A target t has two masses, positive = (1 - eps) t + eps / 2 and negative = (1 - eps) (1 - t) + eps / 2, which
+ *    plays the role of 1 - t. Formed as 1 - positive it would cancel for small eps. Their sum is 1 but for pos_weight.
  * c) One of them is `against` the sign of the logit, the other `with` it. In these terms, and with the sum of both,
  *      value     against |z| + sum log_sum
  *      gradient  sign(z) (against - sum small)
@@ -42,7 +42,7 @@ INLINE LOGIT logit_of(VECTOR z, VECTOR e, const int wants_inverse)
 INLINE VECTOR sigmoid_of(VECTOR z, VECTOR e) { return choose(has_sign(z), e, broadcast(1)) / (e + (REAL)1); }
 INLINE VECTOR log_sigmoid_of(VECTOR z, VECTOR e) { return -(maximum(-z, broadcast(0)) + log1p_of_fraction(e)); }
 
-/* The masses of a target, `weight` that of the positive class. */
+/* The masses of a target. */
 typedef struct {
     VECTOR positive, negative;
 } MASSES;
@@ -81,7 +81,10 @@ INLINE VECTOR binary_value(const LOGIT *x, VECTOR against, VECTOR sum_log, const
     return multiply_add(against, distance, sum_log);
 }
 /* But for the sign of the logit. */
-INLINE VECTOR binary_gradient(const LOGIT *x, VECTOR against, VECTOR sum_e) { return multiply_add(-sum_e, x->inverse, against); }
+INLINE VECTOR binary_gradient(const LOGIT *x, VECTOR against, VECTOR sum_e)
+{
+    return multiply_add(-sum_e, x->inverse, against);
+}
 INLINE VECTOR binary_hessian(const LOGIT *x, VECTOR sum_e) { return sum_e * x->inverse * x->inverse; }
 
 /* ---- from probabilities ---- */
@@ -109,9 +112,12 @@ INLINE VECTOR probability_value(const PROBABILITY *x, MASSES masses)
 {
     return times(masses.positive, x->minus_log_p) + times(masses.negative, x->minus_log_q);
 }
-/* With respect to a probability, times `scale`, which comes first because mass / p may overflow where scale mass / p does
- * not. */
-INLINE VECTOR over(VECTOR mass, VECTOR scaled, VECTOR x) { return choose(equal(mass, broadcast(0)), broadcast(0), scaled / x); }
+/* With respect to a probability, times `scale`, which comes first because mass / p may overflow where scale mass / p
+ * does not. */
+INLINE VECTOR over(VECTOR mass, VECTOR scaled, VECTOR x)
+{
+    return choose(equal(mass, broadcast(0)), broadcast(0), scaled / x);
+}
 INLINE VECTOR probability_gradient(const PROBABILITY *x, MASSES masses, VECTOR scale)
 {
     return over(masses.negative, scale * masses.negative, x->q) - over(masses.positive, scale * masses.positive, x->p);
@@ -129,13 +135,14 @@ INLINE VECTOR probability_hessian(const PROBABILITY *x, MASSES masses, VECTOR sc
  *   rho       = r' / r = p q (negative - positive) / r
  *   gradient  alpha_t r^gamma (gamma rho L + L')
  *   Hessian   alpha_t r^gamma (gamma L ((gamma - 1) rho^2 + rho (q - p)) + 2 gamma rho L' + L'')
- * where L, L', L'' are those of the cross-entropy. Every term of r is >= 0. Where r is 0 (a sure target, so far away that
- * exp(-|z|) is 0) rho goes to its limit, negative - positive.
+ * where L, L', L'' are those of the cross-entropy. Every term of r is >= 0. Where r is 0 (a sure target, so far away
+ * that exp(-|z|) is 0) rho goes to its limit, negative - positive.
  *
- * For gamma 1 and 2 the gradient takes r rho = p q (negative - positive) instead, which needs no division; and where the
- * target is 0 or 1, log r is at hand. */
+ * For gamma 1 and 2 the gradient takes r rho = p q (negative - positive) instead, which needs no division; and where
+ * the target is 0 or 1, log r is at hand. */
 typedef struct {
-    VECTOR alpha, sides, difference, lower, upper, lever, value, gradient; /* r^gamma = lower upper, lever = upper rho */
+    VECTOR alpha, sides, difference, value, gradient;
+    VECTOR lower, upper, lever; /* r^gamma = lower upper, lever = upper rho */
     REAL gamma;
 } BINARY_FOCAL;
 
@@ -180,7 +187,8 @@ INLINE BINARY_FOCAL binary_focal_of(const LOGIT *x, MASSES masses, FOCUS focus, 
 /* An infinite loss stays so, however small r^gamma is. */
 INLINE VECTOR binary_focal_value(const BINARY_FOCAL *focal, const int finite)
 {
-    const VECTOR infinite = broadcast((REAL)INFINITY), value = focal->alpha * focal->lower * (focal->upper * focal->value);
+    const VECTOR infinite = broadcast((REAL)INFINITY);
+    const VECTOR value = focal->alpha * focal->lower * (focal->upper * focal->value);
     return finite ? value : choose(equal(focal->value, infinite), infinite, value);
 }
 /* But for the sign of the logit. */
@@ -195,7 +203,8 @@ INLINE VECTOR binary_focal_hessian(const BINARY_FOCAL *focal, const LOGIT *x, co
     const REAL gamma = focal->gamma;
     const VECTOR rho = rho_of(focal, x), rho_value = finite ? rho * focal->value : times(rho, focal->value);
     const VECTOR small = x->e * x->inverse;
-    const VECTOR curvature = rho_value * ((gamma - (REAL)1) * rho - (x->inverse - small)) + (REAL)2 * rho * focal->gradient;
+    const VECTOR bent = rho_value * ((gamma - (REAL)1) * rho - (x->inverse - small));
+    const VECTOR curvature = bent + (REAL)2 * rho * focal->gradient;
     return focal->alpha * (focal->lower * focal->upper) * (gamma * curvature + small * x->inverse);
 }
 

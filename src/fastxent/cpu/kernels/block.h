@@ -11,6 +11,7 @@
 #ifndef FASTXENT_BLOCK_H
 #define FASTXENT_BLOCK_H
 
+#include "elementary.h"
 #include "half.h"
 
 /* The arrays of a block begin at its first row: `inner` and `klass` lead on from there. */
@@ -134,23 +135,33 @@ RARE int counts_without_mass(const fx_job *job)
     return 0;
 }
 
-INLINE REAL held_scale(double exact)
+/* The scales of gradients. One that REAL cannot hold becomes the nearest that it can: 0 times infinity, and 0 over 0
+ * where the inputs are probabilities, would be NaN. */
+RARE void extreme_scales_of(REAL *scale, const double *weight, int64_t n, double divisor)
 {
-    const double below = exact > (double)REAL_LARGEST ? (double)REAL_LARGEST : exact;
-    const double held = below < (double)REAL_SMALLEST ? (double)REAL_SMALLEST : below;
-    return (REAL)(exact == 0 ? 0 : held);
+    const double inverse = 1 / divisor;
+    for (int64_t i = 0; i < n; i++) {
+        const double exact = isnormal(inverse) ? weight[i] * inverse : weight[i] / divisor;
+        const double held = exact > (double)REAL_LARGEST ? (double)REAL_LARGEST : exact;
+        scale[i] = held > 0 && held < (double)REAL_SMALLEST ? REAL_SMALLEST : (REAL)held;
+    }
 }
 
-/* The scales of gradients: a division each would take longer than all else. One that REAL cannot hold becomes the nearest that it can: 0 times infinity, and 0 over 0 where
- * the inputs are probabilities, would be NaN. */
+/* A division each would take longer than all else. By their bits, all may be normal numbers; if not, a closer look. */
 static void scales_of(REAL *RESTRICT scale, const double *RESTRICT weight, int64_t n, double divisor)
 {
     const double inverse = 1 / divisor;
-    if (!isnormal(inverse)) {
-        for (int64_t i = 0; i < n; i++) scale[i] = held_scale(weight[i] / divisor);
-        return;
+    const REAL range[] = {SMALLEST_NORMAL, REAL_LARGEST};
+    WORD first_last[2], bits, suspects = 0;
+    memcpy(first_last, range, sizeof range);
+    const WORD first = first_last[0], last = first_last[1];
+    for (int64_t i = 0; i < n; i++) {
+        const REAL product = (REAL)(weight[i] * inverse);
+        memcpy(&bits, &product, sizeof bits);
+        suspects |= (bits - first) | (last - bits);
+        scale[i] = product;
     }
-    for (int64_t i = 0; i < n; i++) scale[i] = held_scale(weight[i] * inverse);
+    if (suspects >> (REAL_BITS - 1) || !isnormal(inverse)) extreme_scales_of(scale, weight, n, divisor);
 }
 
 /* Clamp the labels and weigh the rows: ignored rows, labels out of range, weights. Selections instead of branches, because
@@ -209,20 +220,22 @@ NOINLINE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, i
     }
 }
 
-/* Losses or weights in the order of the rows, in 8 interleaved sums so that one addition need not wait for the last. */
+/* Losses or weights in the order of the rows, in 16 interleaved sums: no addition need wait for the last. */
 static double sum_of_rows(const double *value, int64_t rows)
 {
-    enum { VECTORS = 8 / WIDE_LANES };
+    enum { ROW_SUMS = 16, VECTORS = ROW_SUMS / WIDE_LANES };
     WIDE wide[VECTORS] = {0};
-    double sums[8];
+    double sums[ROW_SUMS];
     int64_t i = 0;
-    for (; i + 8 <= rows; i += 8) {
-#pragma GCC unroll 8
+    for (; i + ROW_SUMS <= rows; i += ROW_SUMS) {
+#pragma GCC unroll 16
         for (int k = 0; k < VECTORS; k++) wide[k] += load_wide(value + i + k * WIDE_LANES);
     }
     memcpy(sums, wide, sizeof sums);
     for (int k = 0; i < rows; i++, k++) sums[k] += value[i];
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (int half = ROW_SUMS / 2; half; half /= 2)
+        for (int k = 0; k < half; k++) sums[k] += sums[k + half];
+    return sums[0];
 }
 
 INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)

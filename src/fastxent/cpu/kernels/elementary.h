@@ -128,8 +128,8 @@ INLINE VECTOR log1p_nonnegative(VECTOR x, VECTOR u, VECTOR inverse)
     return log_of_normal(u, (x - (u - (REAL)1)) * inverse);
 }
 
-/* The same in powers of the square, with coefficients that are pairs of those: a chain of half the length. Processors see only
- * so many instructions ahead, and long chains fill that window. */
+/* The same in powers of the square, with coefficients that are pairs of those: a chain of half the length. Processors see
+ * only so many instructions ahead, and long chains fill that window. */
 INLINE VECTOR polynomial_of_pairs(const REAL *coefficients, int count, VECTOR x, VECTOR square)
 {
     int i = 1 + (count - 1) % 2;
@@ -139,10 +139,10 @@ INLINE VECTOR polynomial_of_pairs(const REAL *coefficients, int count, VECTOR x,
     return value;
 }
 
-/* log(1 + e) for 0 <= e <= 1, half the work of the general one, and 1 / (1 + e) if that is wanted. In float32 a polynomial;
- * in float64 that would be of degree 22, and 2 atanh(s / 2) with s = 2 e / (2 + e) <= 2/3 is less. Then both results share
- * one division, the slowest instruction of all by far. The logarithm is within 1.161 eps of every float32 (1.518 without
- * fused multiply-add), and 2.4 eps in float64. */
+/* log(1 + e) for 0 <= e <= 1, half the work of the general one, and 1 / (1 + e) if that is wanted. In float32 a
+ * polynomial; in float64 that would be of degree 22, and 2 atanh(s / 2) with s = 2 e / (2 + e) <= 2/3 is less. Then both
+ * results share one division, the slowest instruction of all by far. The logarithm is within 1.161 eps of every float32
+ * (1.518 without fused multiply-add), and 2.4 eps in float64. */
 INLINE VECTOR log1p_and_inverse(VECTOR e, VECTOR *inverse, const int wants_inverse)
 {
     const VECTOR one = e + (REAL)1;

@@ -36,8 +36,8 @@ typedef struct {
 
 static size_t elements_scratch(REAL *scratch, ELEMENTS *elements)
 {
-    REAL **reals[] = {&elements->z, &elements->t, &elements->pos_weight, &elements->grad, &elements->hess, &elements->scale,
-                      &elements->value, &elements->e};
+    REAL **reals[] = {&elements->z,    &elements->t,     &elements->pos_weight, &elements->grad,
+                      &elements->hess, &elements->scale, &elements->value,      &elements->e};
     REAL *next = scratch;
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += ELEMENTS_CHUNK + PADDING;
     elements->weight = (double *)next;
@@ -212,8 +212,8 @@ static REAL ignored_target(const fx_job *job)
     return (REAL)job->ignore_index;
 }
 
-/* Whether one of n numbers may be outside [0, last], by their bits: those of non-negative numbers are ordered as integers.
- * -0 is taken for one of them. */
+/* Whether one of n numbers may be outside [0, last], by their bits: those of non-negative numbers are ordered as
+ * integers. -0 is taken for one of them. */
 #define MAY_BE_OUTSIDE(name, type, word)                                                                               \
     static int name(const type *RESTRICT x, int64_t n, type last)                                                      \
     {                                                                                                                  \
@@ -250,8 +250,8 @@ SURVEY_TARGETS(survey_int64, int64_t, int64_t)
 SURVEY_TARGETS(survey_doubles, double, int64_t)
 #endif
 
-/* Whether a target of the chunk is neither ignored nor in [0, 1]. They are compared in a type in which no two of them become
- * equal, and none becomes 0 or 1: integers where they are compared with ignore_index, doubles as they are. */
+/* Whether a target of the chunk is neither ignored nor in [0, 1]. They are compared in a type in which no two of them
+ * become equal, and none becomes 0 or 1: integers where they are compared with ignore_index, doubles as they are. */
 static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
 {
     const fx_job *job = chunk->job;
@@ -268,7 +268,10 @@ static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
         if (job->target_type != FX_INT64 || run.stride != 1 || run.n != chunk->n) {
             labels = buffer.integers;
             FOR_RUNS(part, target, chunk->outer, chunk->first, chunk->n)
-                fx_read_labels(target->data, job->target_type, part.offset, part.stride, part.n, buffer.integers + done);
+            {
+                int64_t *out = buffer.integers + done;
+                fx_read_labels(target->data, job->target_type, part.offset, part.stride, part.n, out);
+            }
         }
         return survey_int64(labels, chunk->n, 1, job->ignore_index, skip);
     }
@@ -320,14 +323,15 @@ static double sum_of_values(const REAL *value, const double *weight, int64_t n)
     return sum;
 }
 
-/* `careful`: logits may be infinite or NaN, losses beyond float32 and elements without a weight of their own (pos_weight or
- * alpha 0, which are not looked at); otherwise all is finite, or the sum of the losses is not. task and careful are constants
- * at most calls, so that each gets its own loop; the branches on what is given cost nothing beside the arithmetic. */
+/* `careful`: logits may be infinite or NaN, losses beyond float32 and elements without a weight of their own (pos_weight
+ * or alpha 0, which are not looked at); otherwise all is finite, or the sum of the losses is not. task and careful are
+ * constants at most calls, so that each gets its own loop; branches on what is given cost nothing beside the arithmetic. */
 INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
                          const int task, const int careful)
 {
     const fx_job *job = chunk->job;
-    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
+    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)),
+                                 broadcast((REAL)(job->label_smoothing / 2))};
     const int wants_inverse = grad || hess;
     const int smoothed = chunk->smoothed, from_probabilities = careful && job->inputs == FX_PROBS;
     const FOCUS focus = focus_of(job);
@@ -393,7 +397,8 @@ INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const RE
 }
 
 /* What is not the everyday case shares one copy of the code. */
-NOINLINE void binary_chunk_careful(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess)
+NOINLINE void binary_chunk_careful(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad,
+                                   REAL *hess)
 {
     binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, 1);
 }
@@ -410,22 +415,24 @@ RARE double wide_loss(const fx_job *job, REAL logit, REAL t, REAL pos_weight)
 }
 
 /* The sum of a chunk in which losses are infinite or NaN; what can be represented in double is. */
-RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, const double *weight)
+RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight,
+                               const double *weight)
 {
     const fx_job *job = chunk->job;
     const int may_widen = REAL_BITS == 32 && job->task == FX_BINARY_CROSS_ENTROPY;
     double sum = 0;
     for (int64_t i = 0; i < chunk->n; i++) {
         double value = (double)chunk->value[i];
-        if (may_widen && isinf(value) && isfinite(z[i])) value = wide_loss(job, z[i], t[i], pos_weight ? pos_weight[i] : 1);
+        if (may_widen && isinf(value) && isfinite(z[i]))
+            value = wide_loss(job, z[i], t[i], pos_weight ? pos_weight[i] : 1);
         sum += weight ? weight[i] * value : value;
         if (job->loss.data && weight) chunk->value[i] = (REAL)(weight[i] * value);
     }
     return sum;
 }
 
-/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. Their own
- * prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
+/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. Their
+ * own prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
 NOINLINE void exponentials_of(const REAL *z, int64_t n, REAL *e)
 {
     for (int64_t i = 0; i < n; i += LANES) {

@@ -17,7 +17,8 @@ typedef struct {
 INLINE FOCUS focus_of(const fx_job *job)
 {
     const double gamma = job->gamma < (double)GAMMA_LARGEST ? job->gamma : (double)GAMMA_LARGEST;
-    FOCUS focus = {(REAL)gamma, (REAL)(gamma - (double)(REAL)gamma), gamma == 0 || gamma == 1 || gamma == 2 ? (int)gamma : -1};
+    const int is_whole = gamma == 0 || gamma == 1 || gamma == 2;
+    FOCUS focus = {(REAL)gamma, (REAL)(gamma - (double)(REAL)gamma), is_whole ? (int)gamma : -1};
     return focus;
 }
 
@@ -38,7 +39,7 @@ NOINLINE VECTOR power_of_fraction(VECTOR r, REAL gamma)
     return power;
 }
 
-/* r^gamma from log r <= 0: what is rounded off the exponent counts as often as the exponent is large, and is made good. */
+/* r^gamma from log r <= 0. What is rounded off the exponent counts as often as that is large, and is made good. */
 INLINE VECTOR power_of_log(VECTOR log_r, FOCUS focus)
 {
     const VECTOR limited = maximum(log_r, broadcast(-(REAL_LARGEST / GAMMA_LARGEST / 2)));

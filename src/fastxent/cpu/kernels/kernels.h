@@ -41,7 +41,7 @@ typedef struct {
     int64_t ignore_index;
     int has_ignore_index;
     int task, inputs, real_type, target_type, sample_weight_type;
-    int unsurveyed;            /* elementwise losses: compute() looks at the targets, and returns NaN where one is wrong */
+    int unsurveyed;            /* elementwise losses: compute() looks at the targets; NaN where one is wrong */
 
     int regime, stream;
     int64_t rows_per_block, n_blocks_per_outer, n_blocks;

@@ -1,7 +1,8 @@
 /* Lanes: the vector type of one dtype at one instruction-set level, and the few operations the kernels need.
  *
  * In:  REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32, 64; 0 for one lane).
- * Out: REAL, INTEGER (a signed integer as wide), VECTOR, INTEGERS, MASK, LANES and the functions below.
+ * Out: REAL, INTEGER and WORD (integers as wide, signed and unsigned), VECTOR, INTEGERS, MASK, LANES and the functions
+ *      below.
  *
  * Design
  * a) Arithmetic is written with the operators of GNU vector types, so that a formula reads the same for any width.
@@ -27,6 +28,7 @@
 #if REAL_BITS == 32
 typedef float REAL;
 typedef int32_t INTEGER;
+typedef uint32_t WORD;
 #define REAL_TYPE FX_FLOAT32
 #define REAL_LARGEST 0x1.fffffep127f
 #define REAL_SMALLEST 0x1p-149f
@@ -34,6 +36,7 @@ typedef int32_t INTEGER;
 #else
 typedef double REAL;
 typedef int64_t INTEGER;
+typedef uint64_t WORD;
 #define REAL_TYPE FX_FLOAT64
 #define REAL_LARGEST 0x1.fffffffffffffp1023
 #define REAL_SMALLEST 0x1p-1074
