@@ -394,8 +394,8 @@ NOINLINE void tile_index_hessian(const TILE *tile, const REAL *e, INTEGERS label
     }
 }
 
-/* `rows` rows whose tiles lie at e, one after the other. n_classes (for the fewest), want_grad, want_hess and focal are
- * constants at most calls, so that each gets its own loops. */
+/* `rows` rows whose tiles lie at e, one after the other. For the fewest classes their number is a constant, so that the loops
+ * over them are none. */
 INLINE void tile_index(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
                        const int want_grad, const int want_hess, const int focal)
 {
@@ -554,8 +554,8 @@ NOINLINE void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int r
     put_tile(&tile->grad_out, e, row, rows, n_classes);
 }
 
-/* What is not the everyday case shares one copy of the code. */
-NOINLINE void tile_index_rare(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows)
+/* All but the fewest classes share one copy of the code. */
+NOINLINE void tile_index_any(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows)
 {
     const fx_job *job = block->job;
     tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL, job->task == FX_FOCAL);
@@ -583,7 +583,7 @@ NOINLINE void compute_any_tile(BLOCK *block, TILE *tile, int64_t row, int rows)
     const fx_job *job = block->job;
     if (!is_loss(job)) tile_activation(block, tile, row, rows);
     else if (is_soft(job)) tile_soft(block, tile, row, rows, row + LANES < block->rows);
-    else tile_index_rare(block, tile, tile->z, row, rows);
+    else tile_index_any(block, tile, tile->z, row, rows);
 }
 
 static void compute_tiles(BLOCK *block, REAL *scratch)
@@ -604,7 +604,6 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
         }
         if (index && job->n_classes == 2) tile_index(block, &tile, tile.z, row, rows, 2, job->grad.data != NULL, 0, 0);
         else if (index && job->n_classes == 3) tile_index(block, &tile, tile.z, row, rows, 3, job->grad.data != NULL, 0, 0);
-        else if (index && job->grad.data) tile_index(block, &tile, tile.z, row, rows, job->n_classes, 1, 0, 0);
         else {
             compute_any_tile(block, &tile, row, rows);
             stream_stage(block, &tile.grad_out, row);
