@@ -223,13 +223,13 @@ NOINLINE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, i
 /* Losses or weights in the order of the rows, in 16 interleaved sums: no addition need wait for the last. */
 static double sum_of_rows(const double *value, int64_t rows)
 {
-    enum { ROW_SUMS = 16, VECTORS = ROW_SUMS / WIDE_LANES };
-    WIDE wide[VECTORS] = {0};
+    enum { ROW_SUMS = 16, VECTORS = ROW_SUMS / DOUBLE_LANES };
+    DOUBLES wide[VECTORS] = {0};
     double sums[ROW_SUMS];
     int64_t i = 0;
     for (; i + ROW_SUMS <= rows; i += ROW_SUMS) {
 #pragma GCC unroll 16
-        for (int k = 0; k < VECTORS; k++) wide[k] += load_wide(value + i + k * WIDE_LANES);
+        for (int k = 0; k < VECTORS; k++) wide[k] += load_doubles(value + i + k * DOUBLE_LANES);
     }
     memcpy(sums, wide, sizeof sums);
     for (int k = 0; i < rows; i++, k++) sums[k] += value[i];

@@ -289,7 +289,7 @@ static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
 
 /* The sum of losses, times their weights if there are any, in four vectors of sums; up to PADDING more are added. */
 enum { SUMS = 4 };
-INLINE WIDE widen(const REAL *p)
+INLINE DOUBLES widen(const REAL *p)
 {
 #if REAL_BITS == 64
     return load(p);
@@ -298,8 +298,8 @@ INLINE WIDE widen(const REAL *p)
 #elif VECTOR_BYTES == 32 && defined(__AVX__)
     return _mm256_cvtps_pd(_mm_loadu_ps(p));
 #elif VECTOR_BYTES
-    WIDE wide;
-    for (int lane = 0; lane < WIDE_LANES; lane++) wide[lane] = (double)p[lane];
+    DOUBLES wide;
+    for (int lane = 0; lane < DOUBLE_LANES; lane++) wide[lane] = (double)p[lane];
     return wide;
 #else
     return (double)*p;
@@ -308,18 +308,18 @@ INLINE WIDE widen(const REAL *p)
 
 static double sum_of_values(const REAL *value, const double *weight, int64_t n)
 {
-    WIDE sums[SUMS] = {0};
-    for (int64_t i = 0; i < n; i += SUMS * WIDE_LANES) {
+    DOUBLES sums[SUMS] = {0};
+    for (int64_t i = 0; i < n; i += SUMS * DOUBLE_LANES) {
 #pragma GCC unroll 4
         for (int k = 0; k < SUMS; k++) {
-            WIDE v = widen(value + i + k * WIDE_LANES);
-            if (weight) v *= load_wide(weight + i + k * WIDE_LANES);
+            DOUBLES v = widen(value + i + k * DOUBLE_LANES);
+            if (weight) v *= load_doubles(weight + i + k * DOUBLE_LANES);
             sums[k] += v;
         }
     }
     sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     double sum = 0;
-    for (int lane = 0; lane < WIDE_LANES; lane++) sum += ((const double *)sums)[lane];
+    for (int lane = 0; lane < DOUBLE_LANES; lane++) sum += ((const double *)sums)[lane];
     return sum;
 }
 

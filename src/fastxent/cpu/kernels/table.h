@@ -6,6 +6,7 @@
 #include "elements.h"
 #include "plain_rows.h"
 #include "short_rows.h"
+#include "wide.h"
 
 /* Thresholds, measured on an AVX-512 machine (benchmarks/NOTES.md). */
 enum {
@@ -61,7 +62,8 @@ static int is_copied(const fx_job *job)
 static int64_t rows_of_block(const fx_job *job)
 {
     const int64_t elements = job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS;
-    if (is_wide(job)) return tiles_side_by_side(job) * LANES;
+    if (is_wide(job)) return rows_of_wide_block(job);
+    if (tiles_side_by_side(job) > 1) return tiles_side_by_side(job) * LANES;
     int64_t rows = at_most(elements / job->n_classes, MAXIMAL_ROWS_PER_BLOCK);
     /* Where rows go out while the next is computed, the first and the last of a block wait. */
     if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK)
@@ -122,7 +124,7 @@ RARE void plan(fx_job *job)
     const int has_gaps = !is_elementwise(job) && job->grad.klass == 1 && job->grad.inner != job->n_classes
                          && job->n_classes * (int64_t)sizeof(REAL) < STREAMED_ROW_BYTES;
     job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes
-                  && !is_half(job->real_type) && !is_wide(job) && !has_gaps;
+                  && !is_half(job->real_type) && tiles_side_by_side(job) == 1 && !has_gaps;
     if (job->regime == FX_ELEMENTS) {
         plan_elements(job);
         return;
@@ -136,10 +138,13 @@ RARE void plan(fx_job *job)
     const fx_array hess = is_copied(job) ? copy_strides(job, &job->hess) : job->hess;
     TILE tile;
     SHORT_ROWS short_rows;
+    WIDE wide;
     ROWS group;
     LONG_ROW long_row;
+    const size_t tiles = job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile) : 0;
+    const size_t runs = is_wide(job) ? wide_scratch(job, NULL, &wide) : 0;
     job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)
-        + (job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile)
+        + (job->regime == FX_TILE ? (tiles > runs ? tiles : runs)
            : job->regime == FX_SHORT_ROWS ? short_rows_scratch(job, NULL, &short_rows)
            : job->regime == FX_ROWS ? rows_scratch(job, NULL, &group) : long_row_scratch(job, NULL, &long_row));
     job->scratch_bytes = (size_t)round_up((int64_t)job->scratch_bytes, FX_ALIGNMENT);
@@ -172,7 +177,8 @@ static double compute(const fx_job *job, int64_t number, void *scratch)
     if (is_loss(job)) prepare(&block);
     switch (job->regime) {
     case FX_TILE:
-        if (is_wide(job)) compute_wide_tiles(&block, (REAL *)memory);
+        if (is_wide(job) && block.rows >= LANES) compute_wide(&block, (REAL *)memory);
+        else if (tiles_side_by_side(job) > 1) compute_tiles_side_by_side(&block, (REAL *)memory);
         else compute_tiles(&block, (REAL *)memory);
         break;
     case FX_SHORT_ROWS: compute_short_rows(&block, (REAL *)memory); break;

@@ -165,7 +165,7 @@ typedef struct {
     REAL *stage;
     int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
     OUTGOING outgoing; /* from the stage to the array */
-    REAL *later;       /* where the tile is left for compute_wide_tiles; NULL: it goes out at once */
+    REAL *later;       /* where the tile is left for compute_tiles_side_by_side; NULL: it goes out at once */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
@@ -213,20 +213,7 @@ typedef struct {
     TILE_OUTPUT grad_out, hess_out;
 } TILE;
 
-/* Many classes whose neighbours are rows: a tile alone would read LANES numbers on as many pages as there are classes, so
- * some tiles side by side are brought in and taken out together. */
-enum { WIDE_FROM = 33, WIDE_BYTES = 1024 * 1024, MOST_TILES = 8 };
-INLINE int is_wide(const fx_job *job)
-{
-    const int outputs_too = (!job->grad.data || job->grad.inner == 1) && (!job->hess.data || job->hess.inner == 1);
-    return job->regime == FX_TILE && job->n_classes >= WIDE_FROM && job->logits.inner == 1 && outputs_too && LANES > 1
-           && !is_half(job->real_type) && 2 * job->n_classes * LANES * (int64_t)sizeof(REAL) <= WIDE_BYTES;
-}
-INLINE int64_t tiles_side_by_side(const fx_job *job)
-{
-    const int64_t tiles = WIDE_BYTES / (job->n_classes * LANES * (int64_t)sizeof(REAL));
-    return !is_wide(job) || tiles < 1 ? 1 : at_most(tiles, MOST_TILES);
-}
+RARE int64_t tiles_side_by_side(const fx_job *job);
 
 /* Several tiles go through each step together: a step of one tile is a chain of dependent operations, during which the
  * processor works on the others. */
@@ -611,39 +598,6 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
     }
     flush_stage(block, &tile.grad_out);
     flush_stage(block, &tile.hess_out);
-}
-
-static void copy_wide(REAL *to, ptrdiff_t to_class, ptrdiff_t to_tile, const REAL *from, ptrdiff_t from_class,
-                      ptrdiff_t from_tile, int64_t n_classes, int64_t tiles)
-{
-    for (int64_t c = 0; c < n_classes; c++)
-        for (int64_t t = 0; t < tiles; t++)
-            store(to + c * to_class + t * to_tile, load(from + c * from_class + t * from_tile));
-}
-
-static void compute_wide_tiles(BLOCK *block, REAL *scratch)
-{
-    const fx_job *job = block->job;
-    const int64_t size = job->n_classes * LANES;
-    TILE tile;
-    tile_scratch(job, &block->grad, &block->hess, scratch, &tile);
-    const int64_t tiles = block->rows / LANES, rest = block->rows % LANES;
-    copy_wide(tile.z, LANES, size, row_of(&block->logits, 0), block->logits.klass, LANES, job->n_classes, tiles);
-    for (int64_t t = 0; t < tiles; t++) {
-        TILE one = tile;
-        one.z += t * size;
-        if (job->hess.data) one.hess += t * size;
-        one.grad_out.later = one.z, one.hess_out.later = one.hess;
-        compute_any_tile(block, &one, t * LANES, LANES);
-    }
-    if (job->grad.data)
-        copy_wide(row_of(&block->grad, 0), block->grad.klass, LANES, tile.z, LANES, size, job->n_classes, tiles);
-    if (job->hess.data)
-        copy_wide(row_of(&block->hess, 0), block->hess.klass, LANES, tile.hess, LANES, size, job->n_classes, tiles);
-    if (rest) {
-        load_tile(tile.z, row_of(&block->logits, tiles * LANES), 1, block->logits.klass, (int)rest, job->n_classes, 0, tile.packed);
-        compute_any_tile(block, &tile, tiles * LANES, (int)rest);
-    }
 }
 
 #endif

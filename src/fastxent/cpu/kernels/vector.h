@@ -96,12 +96,12 @@ INLINE INTEGERS as_integers(VECTOR v) { INTEGERS i; memcpy(&i, &v, sizeof i); re
 
 /* Doubles, as many as a vector holds. */
 #if VECTOR_BYTES
-typedef double WIDE __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
 #else
-typedef double WIDE;
+typedef double DOUBLES;
 #endif
-enum { WIDE_LANES = sizeof(WIDE) / sizeof(double) };
-INLINE WIDE load_wide(const double *p) { return *(const WIDE *)p; }
+enum { DOUBLE_LANES = sizeof(DOUBLES) / sizeof(double) };
+INLINE DOUBLES load_doubles(const double *p) { return *(const DOUBLES *)p; }
 
 /* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m), first_lanes(n),
  * count_of(m); choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere; add_where(m, a, b) is
