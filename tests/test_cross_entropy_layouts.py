@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import oracle
 import pytest
-from arrays import LAYOUTS, WRITABLE_LAYOUTS, nasty_logits, random_logits, random_probabilities
+from arrays import LAYOUTS, WRITABLE_LAYOUTS, at_byte, nasty_logits, random_logits, random_probabilities
 from tolerances import assert_within
 
 import fastxent as fx
@@ -199,3 +199,50 @@ def test_outputs_may_lie_between_the_logits(dtype):
     results = fx.CrossEntropy().value_grad_hess(logits, np.zeros(17, int), None, grad_out, hess_out)
     assert_results(results, expected)
     np.testing.assert_array_equal(logits, before)
+
+
+# Rows side by side, classes far apart: a run, several, blocks with a rest; chunks of 16 classes with a rest, and one alone.
+@pytest.mark.parametrize("shape", [(1, 17, 16), (2, 33, 17), (1, 40, 2051), (1, 1000, 150), (3, 70, 31)], ids=str)
+def test_runs_of_rows(dtype, shape):
+    outer, n_classes, inner = shape
+    rng = np.random.default_rng(3)
+    rows = nasty_logits(rng, outer * inner, n_classes, dtype)
+    rows[::5, rng.integers(0, n_classes, 3)] = -np.inf
+    logits = at_byte(np.moveaxis(rows.reshape(outer, inner, n_classes), 2, 1), 16)
+    target = rng.integers(0, n_classes, (outer, inner))
+    weight = rng.choice([0.0, 0.5, 2.0], target.shape)
+    options = {"axis": 1, "reduction": "none", "ignore_index": 3}
+    loss = fx.CrossEntropy(**options)
+    results = loss.value_grad_hess(logits, target, sample_weight=weight)
+    flat = {"reduction": "none", "ignore_index": 3}
+    expected = oracle.cross_entropy(flat, rows, target.ravel(), weight.ravel())
+    by_row = [np.moveaxis(a, 1, 2).reshape(-1, n_classes) for a in results[1:]]
+    assert_results((results[0].ravel(), *by_row), expected)
+    in_place = at_byte(logits, 16)
+    value, grad = loss.value_and_grad(in_place, target, sample_weight=weight, grad_out=in_place)
+    np.testing.assert_array_equal(value, results[0])
+    np.testing.assert_array_equal(grad, results[1])
+    np.testing.assert_array_equal(loss(logits, target, sample_weight=weight), value)
+
+
+def test_infinite_rows_among_runs_of_rows(dtype):
+    rng = np.random.default_rng(4)
+    logits = np.asfortranarray(random_logits(rng, (50, 45), dtype))
+    target = np.full(50, 20)
+    clean_value, clean_grad = fx.CrossEntropy(reduction="none").value_and_grad(logits, target)
+    logits[:, :17][3] = -np.inf  # all of the first chunk
+    logits[4, 20] = logits[5, 44] = logits[6, 2] = np.inf
+    logits[7, [3, 40]] = np.inf
+    logits[8] = -np.inf
+    logits[9, 30] = np.nan
+    value, grad = fx.CrossEntropy(reduction="none").value_and_grad(logits, target)
+    first = slice(10, None)
+    np.testing.assert_array_equal(value[first], clean_value[first])
+    np.testing.assert_array_equal(grad[first], clean_grad[first])
+    np.testing.assert_array_equal(value[4:10], [0, np.inf, np.inf, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(np.isnan(grad).all(axis=1), np.isin(np.arange(50), [7, 8, 9]))
+    one_hot = np.eye(45, dtype=dtype)
+    np.testing.assert_array_equal(grad[4:7], [0 * one_hot[20], one_hot[44] - one_hot[20], one_hot[2] - one_hot[20]])
+    expected = oracle.cross_entropy({"reduction": "none"}, np.ascontiguousarray(logits[3:4]), target[3:4])
+    assert_within(value[3:4], expected.value, expected.value_bound, "value")
+    assert_within(grad[3:4], expected.grad, expected.grad_bound, "gradient")

@@ -140,6 +140,22 @@ def test_streamed_gradients_are_those_written_in_place(shape, start):
     np.testing.assert_array_equal(grad, over)
 
 
+# Classes an even number of lines apart, and not; several blocks.
+@pytest.mark.parametrize("inner", [32_768, 33_333])
+@pytest.mark.parametrize("start", [0, 16], ids=["aligned", "four elements off"])
+def test_streamed_runs_of_rows_are_those_written_in_place(inner, start):
+    shape = (4, 40, inner)
+    rng = np.random.default_rng(2)
+    logits = random_logits(rng, shape, np.float32)
+    target = rng.integers(0, 40, (4, inner))
+    loss = fx.CrossEntropy(reduction="sum", axis=1)
+    streamed = at_byte(np.full(shape, np.nan, np.float32), start)
+    value, grad = loss.value_and_grad(logits, target, grad_out=streamed)
+    over_value, over = loss.value_and_grad(logits, target, grad_out=logits)
+    assert value == over_value
+    np.testing.assert_array_equal(grad, over)
+
+
 @pytest.mark.parametrize("shape", [(4_500_001,), (1_500_001, 3), (3, 1_500_001), (3_000, 1_500)], ids=str)
 @pytest.mark.parametrize("start", [0, 4, 60], ids=["aligned", "one element off", "one element before a line"])
 def test_streamed_elementwise_gradients(shape, start):

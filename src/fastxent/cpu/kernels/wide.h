@@ -7,7 +7,7 @@
  *      kept; and their sum without the largest of all so far, others_j. Meanwhile what comes next is fetched.
  *   2. Row by row, others = sum of others_j exp(m_j - m), and what follows from it (formulas.h).
  *   3. Class by class, the gradient: the kept exponentials times a factor of the row and the chunk. It goes out while the
- *      exponentials of the next run are taken, each chunk just before they overwrite it.
+ *      exponentials of the next run are taken, a chunk before they overwrite it.
  *
  * So logits are read from memory once, exponentials are taken once, and each term is rescaled once, however the maximum grows.
  * What a row gets does not depend on the run that it is in.
@@ -20,7 +20,7 @@
 #include "tile.h"
 
 enum {
-    WIDE_FROM = 10,                     /* classes */
+    WIDE_FROM = 17,                     /* classes */
     WIDE_CHUNK = 16,
     WIDE_RUN_BYTES = 640 * 1024,        /* of a run's arrays: less than half of the second-level cache */
     MOST_ROWS_OF_RUN = 256,
@@ -125,6 +125,8 @@ RARE void put_wide_hessian(const BLOCK *block, const WIDE *wide, const WIDE_RUN 
         store(out + i, hessian(&softmax, load(e + i) * load(rescale + i), load(run->scaled_inverse + i)));
     }
 }
+
+enum { ALL_OF_IT = 1 << 30 };
 
 /* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that the next
  * run completes is carried over to it. An ordinary store would wait for the line from memory, and all later ones with it. */
@@ -281,10 +283,12 @@ static void compute_wide(BLOCK *block, REAL *scratch)
             const int64_t c = j * WIDE_CHUNK, n = at_most(n_classes - c, WIDE_CHUNK), here = j * wide.padded;
             const REAL *z = row_of(&block->logits, first) + c * stride;
             const REAL *next = j + 1 < wide.n_chunks ? z + WIDE_CHUNK * stride : row_of(&block->logits, first + run->rows);
+            /* What this chunk overwrites must have gone before, so it is the next one that goes out meanwhile. */
             before->end = first && job->grad.data ? c + n : 0;
+            put_wide(block, &wide, before, ALL_OF_IT);
+            before->end = before->end ? at_most(c + 2 * WIDE_CHUNK, n_classes) : 0;
             wide_chunk(block, &wide, z, next, wide.kept + (job->grad.data ? c * wide.padded : 0), n,
                        j ? run->max + here - wide.padded : NULL, run->max + here, wide.others + here);
-            put_wide(block, &wide, before, INT64_MAX / LANES);
         }
         finish_run(block, &wide, first);
         const WIDE_RUN done = *run;
@@ -293,7 +297,7 @@ static void compute_wide(BLOCK *block, REAL *scratch)
         before->c = before->at = 0;
     }
     before->end = job->grad.data ? n_classes : 0;
-    put_wide(block, &wide, before, INT64_MAX / LANES);
+    put_wide(block, &wide, before, ALL_OF_IT);
 }
 
 /* ---- tiles side by side ---- */
