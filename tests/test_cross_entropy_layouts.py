@@ -201,8 +201,11 @@ def test_outputs_may_lie_between_the_logits(dtype):
     np.testing.assert_array_equal(logits, before)
 
 
-# Rows side by side, classes far apart: a run, several, blocks with a rest; chunks of 16 classes with a rest, and one alone.
-@pytest.mark.parametrize("shape", [(1, 17, 16), (2, 33, 17), (1, 40, 2051), (1, 1000, 150), (3, 70, 31)], ids=str)
+# Rows side by side, classes far apart: a run, several, blocks with a rest; chunks of 16 classes with a rest.
+RUNS = [(1, 17, 16), (2, 33, 17), (1, 40, 2051), (1, 1000, 150), (3, 70, 31), (1, 20, 8207)]
+
+
+@pytest.mark.parametrize("shape", RUNS, ids=str)
 def test_runs_of_rows(dtype, shape):
     outer, n_classes, inner = shape
     rng = np.random.default_rng(3)

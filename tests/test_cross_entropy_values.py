@@ -214,8 +214,10 @@ def test_permuted_classes_permute_the_gradient(dtype, n_classes):
     value, grad, hess = loss.value_grad_hess(logits, target)
     value_p, grad_p, hess_p = loss.value_grad_hess(logits[:, order], np.argsort(order)[target])
     np.testing.assert_allclose(value_p, value, rtol=REORDERED * eps(dtype))
-    np.testing.assert_allclose(grad_p, grad[:, order], rtol=REORDERED * eps(dtype))
-    np.testing.assert_allclose(hess_p, hess[:, order], rtol=REORDERED * eps(dtype))
+    # The permuted logits are in Fortran order, which another kernel takes; each has the errors that DESIGN 2.5 allows.
+    rtol = 2 * (4 + np.ptp(logits)) * eps(dtype)
+    np.testing.assert_allclose(grad_p, grad[:, order], rtol=rtol)
+    np.testing.assert_allclose(hess_p, hess[:, order], rtol=2 * rtol)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 10, 17, 100])

@@ -141,10 +141,9 @@ RARE void plan(fx_job *job)
     WIDE wide;
     ROWS group;
     LONG_ROW long_row;
-    const size_t tiles = job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile) : 0;
-    const size_t runs = is_wide(job) ? wide_scratch(job, NULL, &wide) : 0;
     job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)
-        + (job->regime == FX_TILE ? (tiles > runs ? tiles : runs)
+        + (is_wide(job) ? wide_scratch(job, NULL, &wide)
+           : job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile)
            : job->regime == FX_SHORT_ROWS ? short_rows_scratch(job, NULL, &short_rows)
            : job->regime == FX_ROWS ? rows_scratch(job, NULL, &group) : long_row_scratch(job, NULL, &long_row));
     job->scratch_bytes = (size_t)round_up((int64_t)job->scratch_bytes, FX_ALIGNMENT);
@@ -177,7 +176,7 @@ static double compute(const fx_job *job, int64_t number, void *scratch)
     if (is_loss(job)) prepare(&block);
     switch (job->regime) {
     case FX_TILE:
-        if (is_wide(job) && block.rows >= LANES) compute_wide(&block, (REAL *)memory);
+        if (is_wide(job)) compute_wide(&block, (REAL *)memory);
         else if (tiles_side_by_side(job) > 1) compute_tiles_side_by_side(&block, (REAL *)memory);
         else compute_tiles(&block, (REAL *)memory);
         break;

@@ -1,15 +1,16 @@
-/* Many classes whose axis is not the last in memory: neighbouring rows are neighbours in memory, and each class is another
- * page. Lanes are rows, as in tiles, but a tile alone would touch all those pages for 64 bytes of each.
+/* Many classes whose axis is not the last in memory: neighbouring rows are neighbours in memory, and each class is
+ * another page. Lanes are rows, as in tiles, but a tile alone would touch all those pages for 64 bytes of each.
  *
  * Class indices of the cross-entropy go by runs of neighbouring rows:
  *
- *   1. By chunks of WIDE_CHUNK classes, the largest logit of each row so far, m_j; the exponentials relative to it, which are
- *      kept; and their sum without the largest of all so far, others_j. Meanwhile what comes next is fetched.
+ *   1. By chunks of WIDE_CHUNK classes, the largest logit of each row so far, m_j; the exponentials relative to it, which
+ *      are kept; and their sum without the largest of all so far, others_j. Meanwhile what comes next is fetched.
  *   2. Row by row, others = sum of others_j exp(m_j - m), and what follows from it (formulas.h).
- *   3. Class by class, the gradient: the kept exponentials times a factor of the row and the chunk. It goes out while the
- *      exponentials of the next run are taken, a chunk before they overwrite it.
+ *   3. Class by class, the gradient: the kept exponentials times a factor of the row and the chunk. It goes out while
+ *      the exponentials of the next run are taken, a chunk before they overwrite it.
  *
- * So logits are read from memory once, exponentials are taken once, and each term is rescaled once, however the maximum grows.
+ * So logits are read from memory once, exponentials are taken once, and each term is rescaled once, however the maximum
+ * grows.
  * What a row gets does not depend on the run that it is in.
  *
  * Everything else goes by tiles, some side by side.
@@ -79,7 +80,9 @@ RARE int64_t rows_of_wide_block(const fx_job *job)
     most = at_most(most, job->n_outer * job->n_inner / FEWEST_BLOCKS);
     if (most < rows_of_run(job)) most = rows_of_run(job);
     const int64_t blocks = (job->n_inner + most - 1) / most;
-    return round_up((job->n_inner + blocks - 1) / blocks, LANES);
+    int64_t rows = round_up((job->n_inner + blocks - 1) / blocks, LANES);
+    while (job->n_inner % rows && job->n_inner % rows < LANES) rows += LANES; /* the last block needs a vector too */
+    return rows;
 }
 
 RARE size_t wide_scratch(const fx_job *job, REAL *scratch, WIDE *wide)
@@ -106,7 +109,8 @@ RARE size_t wide_scratch(const fx_job *job, REAL *scratch, WIDE *wide)
 
 /* For all vectors of a run, which has LANES rows or more: the last overlaps the one before, so that all are whole. */
 #define FOR_ROWS(i, rows)                                                                            \
-    for (int64_t next_##i = 0, i = 0; next_##i < (rows) && (i = at_most(next_##i, (rows) - LANES), 1); next_##i += LANES)
+    for (int64_t next_##i = 0, i = 0; next_##i < (rows) && (i = at_most(next_##i, (rows) - LANES), 1);  \
+         next_##i += LANES)
 
 INLINE VECTOR wide_gradient(const WIDE_RUN *run, const REAL *e, const REAL *factor, INTEGERS c, int64_t i)
 {
@@ -121,15 +125,17 @@ RARE void put_wide_hessian(const BLOCK *block, const WIDE *wide, const WIDE_RUN 
     const REAL *e = wide->kept + run->c * wide->padded, *rescale = run->rescale + run->c / WIDE_CHUNK * wide->padded;
     FOR_ROWS(i, run->rows) {
         SOFTMAX softmax;
-        softmax.others = load(run->others + i), softmax.sum = load(run->sum + i), softmax.inverse = load(run->inverse + i);
+        softmax.others = load(run->others + i), softmax.sum = load(run->sum + i);
+        softmax.inverse = load(run->inverse + i);
         store(out + i, hessian(&softmax, load(e + i) * load(rescale + i), load(run->scaled_inverse + i)));
     }
 }
 
 enum { ALL_OF_IT = 1 << 30 };
 
-/* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that the next
- * run completes is carried over to it. An ordinary store would wait for the line from memory, and all later ones with it. */
+/* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that the
+ * next run completes is carried over to it. An ordinary store would wait for the line from memory, and all later ones with
+ * it. */
 NOINLINE void put_wide(const BLOCK *block, const WIDE *wide, WIDE_RUN *run, int64_t most)
 {
     static const REAL lane_number[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -183,8 +189,8 @@ NOINLINE VECTOR kept_below_one(const REAL *e, ptrdiff_t stride, int64_t n)
 /* Where it is not taken often. */
 NOINLINE VECTOR exponential_of(VECTOR z, VECTOR m) { return exponential_any(z, m); }
 
-/* n classes of a run. `max` and `others` are those of this chunk, `before` the maxima of the chunk before, NULL at the first;
- * `next` is where the chunk begins that will be read after this one. */
+/* n classes of a run. `max` and `others` are those of this chunk, `before` the maxima of the chunk before, NULL at the
+ * first; `next` is where the chunk begins that will be read after this one. */
 INLINE void wide_chunk(const BLOCK *block, WIDE *wide, const REAL *z, const REAL *next, REAL *RESTRICT kept, int64_t n,
                        const REAL *before, REAL *RESTRICT max, REAL *RESTRICT others)
 {
@@ -200,7 +206,8 @@ INLINE void wide_chunk(const BLOCK *block, WIDE *wide, const REAL *z, const REAL
         store(max + i, m);
         const int finite = !any(not_finite(m));
         for (int64_t c = 0; c < n; c++) {
-            const VECTOR z_c = load(z + c * stride + i), e = UNLIKELY(!finite) ? exponential_of(z_c, m) : exponential(z_c, m);
+            const VECTOR z_c = load(z + c * stride + i);
+            const VECTOR e = UNLIKELY(!finite) ? exponential_of(z_c, m) : exponential(z_c, m);
             prefetch(ahead + c * stride);
             store(kept + c * kept_stride + i, e);
             const VECTOR sum = sums[0] + e;
@@ -211,7 +218,8 @@ INLINE void wide_chunk(const BLOCK *block, WIDE *wide, const REAL *z, const REAL
         const MASK grew = less(old, m);
         VECTOR rest = all;
         if (any(grew)) {
-            const VECTOR below = choose(less(all, broadcast(2)), kept_below_one(kept + i, kept_stride, n), all - (REAL)1);
+            const VECTOR few = kept_below_one(kept + i, kept_stride, n);
+            const VECTOR below = choose(less(all, broadcast(2)), few, all - (REAL)1);
             rest = choose(grew, before ? below + exponential_of(old, m) : below, all);
         }
         store(others + i, rest);
@@ -272,7 +280,8 @@ static void compute_wide(BLOCK *block, REAL *scratch)
     WIDE_RUN *run = &wide.run, *before = &wide.before;
     wide_scratch(job, scratch, &wide);
     /* Where all classes begin alike in a line, all runs but the first begin with one. */
-    const int64_t in_line = wide.padded < 3 * LANES ? 0 : (int64_t)((uintptr_t)aligned->data % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
+    const int64_t begin = (int64_t)((uintptr_t)aligned->data % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
+    const int64_t in_line = wide.padded < 3 * LANES ? 0 : begin;
     for (int64_t first = 0; first < block->rows; first += before->rows) {
         const int64_t left = block->rows - first, rows = at_most(left, wide.padded - (first ? 0 : in_line));
         run->rows = left > rows && left - rows < LANES ? left - LANES : rows;
@@ -282,7 +291,8 @@ static void compute_wide(BLOCK *block, REAL *scratch)
         for (int64_t j = 0; j < wide.n_chunks; j++) {
             const int64_t c = j * WIDE_CHUNK, n = at_most(n_classes - c, WIDE_CHUNK), here = j * wide.padded;
             const REAL *z = row_of(&block->logits, first) + c * stride;
-            const REAL *next = j + 1 < wide.n_chunks ? z + WIDE_CHUNK * stride : row_of(&block->logits, first + run->rows);
+            const REAL *after = row_of(&block->logits, first + run->rows);
+            const REAL *next = j + 1 < wide.n_chunks ? z + WIDE_CHUNK * stride : after;
             /* What this chunk overwrites must have gone before, so it is the next one that goes out meanwhile. */
             before->end = first && job->grad.data ? c + n : 0;
             put_wide(block, &wide, before, ALL_OF_IT);
