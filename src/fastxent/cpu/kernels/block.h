@@ -66,7 +66,7 @@ INLINE BLOCK block_of(const fx_job *job, int64_t number)
 }
 
 /* n numbers of any type as REAL. */
-INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
+NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
     if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
     else if (type == REAL_TYPE && stride == 1) memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
@@ -78,7 +78,7 @@ INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdif
 }
 
 /* And back, as the type of the logits. */
-INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
+NOINLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
 {
     if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
     else {
@@ -89,7 +89,7 @@ INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdi
 }
 
 /* One floating number. */
-INLINE double number_at(const fx_array *array, int type, ptrdiff_t offset)
+NOINLINE double number_at(const fx_array *array, int type, ptrdiff_t offset)
 {
     if (type == FX_FLOAT32) return (double)((const float *)array->data)[offset];
     if (type == FX_FLOAT64) return ((const double *)array->data)[offset];
@@ -117,7 +117,7 @@ INLINE double target_at(const BLOCK *block, int64_t row, int64_t c)
 }
 
 /* Probabilities whose whole mass lies on the ignored class: the one-hot form of an ignored label. */
-INLINE int is_ignored_one_hot(const BLOCK *block, int64_t row)
+NOINLINE int is_ignored_one_hot(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     if (!job->has_ignore_index || (uint64_t)job->ignore_index >= (uint64_t)job->n_classes) return 0;
@@ -219,7 +219,8 @@ static double sum_of_rows(const double *value, int64_t rows)
 
 INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
 {
-    write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
+    if (is_half(block->job->real_type)) write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
+    else *row_of(&block->loss, row) = value;
 }
 
 /* Weight the losses, hand them out, add them up, and clear the rows that do not count. */

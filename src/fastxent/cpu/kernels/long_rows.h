@@ -66,7 +66,7 @@ INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row
     if (!array->data) return NULL;
     return array->klass == 1 && !stream && !is_half(block->type) ? row_of(array, row) + first : buffer;
 }
-INLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
+NOINLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
 {
     if (!array->data) return;
     REAL *out = row_of(array, row) + first;
@@ -120,12 +120,11 @@ RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_
 }
 #endif
 
-/* The exponentials of a chunk relative to the maximum of the row. */
-NOINLINE const REAL *exponentials_again(const LONG_ROW *scratch, const REAL *z, REAL max, int64_t n)
+NOINLINE void chunk_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next, const REAL *far, OUTGOING *pending)
 {
-    row_exponentials(scratch->e, z, max, n, z, z, NULL);
-    return scratch->e;
+    row_exponentials(e, z, max, n, next, far, pending);
 }
+
 
 /* The rest of the row before, and its target. */
 INLINE void finish_pending(LONG_ROW *scratch)
@@ -162,12 +161,15 @@ INLINE const REAL *part_logits(const LONG_GROUP *group, int64_t j, int64_t *firs
     return chunk_of(group->block, group->row, *first, *n, group->scratch->z);
 }
 
-INLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
+NOINLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
 {
     const LONG_ROW *scratch = group->scratch;
     PART part = {j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK, scratch->factor[j]};
     if (needs_z || !scratch->kept) part.z = chunk_of(group->block, group->row, part.first, part.n, scratch->z);
-    if (!scratch->kept) part.e = exponentials_again(scratch, part.z, group->max, part.n), part.rescale = 1;
+    if (!scratch->kept) {
+        chunk_exponentials(scratch->e, part.z, group->max, part.n, part.z, part.z, NULL);
+        part.e = scratch->e, part.rescale = 1;
+    }
     return part;
 }
 
@@ -202,7 +204,7 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         const int64_t n_vectors = (n + LANES - 1) / LANES;
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
-        row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
+        chunk_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
         scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
@@ -221,7 +223,7 @@ INLINE void long_row_softmax(LONG_GROUP *group)
 }
 
 /* The logit of the target. */
-INLINE REAL target_logit(const LONG_GROUP *group)
+NOINLINE REAL target_logit(const LONG_GROUP *group)
 {
     const BLOCK *block = group->block;
     REAL z;
@@ -234,7 +236,7 @@ INLINE REAL *part_output(const LONG_GROUP *group, const fx_array *array, int64_t
 {
     return chunk_output(group->block, array, group->row, first, buffer, staged);
 }
-NOINLINE void put_part(const LONG_GROUP *group, int64_t first, int64_t n, const REAL *grad, const REAL *hess)
+INLINE void put_part(const LONG_GROUP *group, int64_t first, int64_t n, const REAL *grad, const REAL *hess)
 {
     put_chunk(group->block, &group->block->grad, group->row, first, n, grad);
     put_chunk(group->block, &group->block->hess, group->row, first, n, hess);
