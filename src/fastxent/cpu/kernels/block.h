@@ -338,15 +338,15 @@ enum { MAXIMAL_ROWS_PER_BLOCK = 1024, SURVEY_STEP = 1024 };
 
 INLINE MASK is_probability(VECTOR t) { return both(less(t, broadcast((REAL)INFINITY)), negate(less(t, broadcast(0)))); }
 
-/* The sum of w t of one row. */
-INLINE double survey_row(const BLOCK *block, int64_t row, REAL *buffer, MASK *all_good)
+/* The sum of w t of n classes of one row. */
+INLINE double survey_row(const BLOCK *block, int64_t row, int64_t n_classes, REAL *buffer, MASK *all_good)
 {
     const fx_job *job = block->job;
     WIDE sum = widened(broadcast(0));
     MASK good = *all_good;
     double sums[LANES], total = 0;
-    for (int64_t first = 0; first < job->n_classes; first += SURVEY_STEP) {
-        const int64_t n = at_most(job->n_classes - first, SURVEY_STEP);
+    for (int64_t first = 0; first < n_classes; first += SURVEY_STEP) {
+        const int64_t n = at_most(n_classes - first, SURVEY_STEP);
         const REAL *t = targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, buffer);
         const REAL *w = job->class_weight ? (const REAL *)job->class_weight + first : NULL;
         for (int64_t i = 0; i < n; i += LANES) {
@@ -382,14 +382,19 @@ static double survey_probabilities(const BLOCK *block, int *flaws)
     double mass[MAXIMAL_ROWS_PER_BLOCK + 2 * LANES], weight_sum = 0;
     REAL buffer[SURVEY_STEP];
     MASK good = equal(broadcast(0), broadcast(0));
+    const fx_job *job = block->job;
+    /* Where all weigh the same, rows without gaps are one. */
+    const int is_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && block->target.klass == 1
+                       && block->target.inner == job->n_classes;
+    const int64_t rows = is_one ? 1 : block->rows;
     if (block->target.inner == 1 && block->target.klass != 1) survey_neighbours(block, mass, buffer, &good);
     else
-        for (int64_t i = 0; i < block->rows; i++) mass[i] = survey_row(block, i, buffer, &good);
+        for (int64_t i = 0; i < rows; i++) mass[i] = survey_row(block, i, is_one ? block->rows * job->n_classes : job->n_classes, buffer, &good);
     if (any(negate(good))) {
         *flaws |= FX_BAD_TARGET;
         return 0;
     }
-    for (int64_t i = 0; i < block->rows; i++)
+    for (int64_t i = 0; i < rows; i++)
         if (!is_ignored_one_hot(block, i)) weight_sum += mass[i] * sample_weight(block, i);
     return weight_sum;
 }

@@ -89,12 +89,6 @@ RARE REAL uniform_mass_of_row(const BLOCK *block, int64_t row, REAL masked, REAL
     return uniform_mass(block->job, unmasked);
 }
 
-INLINE REAL first_lane(VECTOR v)
-{
-    REAL lanes[LANES];
-    store(lanes, v);
-    return lanes[0];
-}
 INLINE REAL largest_lane(VECTOR v)
 {
     REAL lanes[LANES];
@@ -308,12 +302,6 @@ INLINE void long_row_index(LONG_GROUP *group)
                           first_lane(index_gradient(softmax, e_target, broadcast(scaled_inverse))), target_hessian);
 }
 
-INLINE PAIR add_pair(PAIR sum, PAIR term)
-{
-    sum = add(sum, term.high);
-    sum.low += term.low;
-    return sum;
-}
 INLINE double total_of_lanes(PAIR pair)
 {
     const SCALAR_PAIR none = {0, 0};
@@ -328,14 +316,14 @@ INLINE int long_row_smoothed(LONG_GROUP *group)
     const SOFTMAX *softmax = &group->softmax;
     const double weight = (double)class_weight(group->block->job, group->label);
     const double mass = smoothed_mass(smoothing, weight), others = smoothed_others(smoothing, weight);
-    PAIR sum = zero_pair();
+    double sum = 0;
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         int64_t first, n;
         const REAL *z = part_logits(group, j, &first, &n);
-        sum = add_pair(sum, weighted_distance(smoothing->weight ? smoothing->weight + first : NULL, z, group->max, n));
+        sum += sum_of_lanes(weighted_distance(smoothing->weight ? smoothing->weight + first : NULL, z, group->max, n));
     }
     const REAL z = target_logit(group), uniform = smoothing->uniform;
-    const double distance = (double)uniform * total_of_lanes(sum)
+    const double distance = (double)uniform * sum
                             + smoothing->one_minus_eps * weight * ((double)group->max - (double)z);
     const double value = (mass + others) * (double)first_lane(softmax->log_sum) + distance;
     if (!isfinite(value)) return 0;
@@ -376,15 +364,17 @@ INLINE PAIR long_row_masses(LONG_GROUP *group)
     BLOCK *block = group->block;
     LONG_ROW *scratch = group->scratch;
     const SCALAR_PAIR none = {0, 0};
-    MASS_SUMS sums = {zero_pair(), zero_pair()};
+    PAIR masses = zero_pair();
+    SCALAR_PAIR distances = {0, 0};
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         int64_t first, n;
         const REAL *z = part_logits(group, j, &first, &n);
         const MASS_SUMS part = mass_sums(target_masses(block, group->row, z, first, n, group->uniform, scratch->mass), z, group->max, n);
-        sums.mass = add_pair(sums.mass, part.mass), sums.distance = add_pair(sums.distance, part.distance);
+        masses = add_pair(masses, part.mass);
+        add_scalar(&distances, sum_of_lanes(part.distance));
     }
-    const SCALAR_PAIR mass = add_lanes(none, sums.mass);
-    double distance = total_of_lanes(sums.distance);
+    const SCALAR_PAIR mass = add_lanes(none, masses);
+    double distance = total_scalar(distances);
 #if REAL_BITS == 32
     if (UNLIKELY(isinf(distance))) distance = widened_distance(block, scratch, group->row, group->uniform, group->max);
 #endif

@@ -13,6 +13,20 @@
 
 #include "tile.h"
 
+#if LANES == 1
+#define even_blocks(a, b, s) (a)
+#define odd_blocks(a, b, s) (b)
+#endif
+
+enum { FEW_ROWS = LANES > 4 ? LANES / 4 : 1 }; /* up to here rows are reduced one by one */
+
+INLINE REAL first_lane(VECTOR v)
+{
+    REAL lanes[LANES];
+    store(lanes, v);
+    return lanes[0];
+}
+
 /* The compensated sum of formulas.h for one number at a time, in double. */
 typedef struct {
     double high, low;
@@ -38,6 +52,13 @@ NOINLINE SCALAR_PAIR add_lanes(SCALAR_PAIR sum, PAIR pair)
     return sum;
 }
 
+INLINE PAIR add_pair(PAIR sum, PAIR term)
+{
+    sum = add(sum, term.high);
+    sum.low += term.low;
+    return sum;
+}
+
 INLINE double sum_of_lanes(VECTOR v)
 {
     REAL lanes[LANES];
@@ -55,19 +76,33 @@ INLINE PAIR split(SCALAR_PAIR sum)
     return pair;
 }
 
-/* Lane i of the result is the sum over the lanes of pair i. */
-NOINLINE PAIR reduce_pairs(const PAIR *rows)
+INLINE PAIR add_halves(PAIR a, PAIR b, int s)
+{
+    PAIR sum = two_sum(even_blocks(a.high, b.high, s), odd_blocks(a.high, b.high, s));
+    sum.low += even_blocks(a.low, b.low, s) + odd_blocks(a.low, b.low, s);
+    return sum;
+}
+
+/* Lane i of the result is the sum over the lanes of pair i; of few rows one after the other, with the same result. */
+NOINLINE PAIR reduce_pairs(const PAIR *pairs, int rows)
 {
     PAIR r[LANES];
-    memcpy(r, rows, sizeof r);
+    if (rows <= FEW_ROWS) {
+        REAL high[LANES] = {0}, low[LANES] = {0};
+        for (int lane = 0; lane < rows; lane++) {
+            PAIR sum = pairs[lane];
+#pragma GCC unroll 4
+            for (int s = 1; s < LANES; s *= 2) sum = add_halves(sum, sum, s);
+            high[lane] = first_lane(sum.high), low[lane] = first_lane(sum.low);
+        }
+        const PAIR sums = {load(high), load(low)};
+        return sums;
+    }
+    memcpy(r, pairs, sizeof r);
 #pragma GCC unroll 4
     for (int s = 1; s < LANES; s *= 2)
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i += 2 * s) {
-            const VECTOR low = even_blocks(r[i].low, r[i + s].low, s) + odd_blocks(r[i].low, r[i + s].low, s);
-            r[i] = two_sum(even_blocks(r[i].high, r[i + s].high, s), odd_blocks(r[i].high, r[i + s].high, s));
-            r[i].low += low;
-        }
+        for (int i = 0; i < LANES; i += 2 * s) r[i] = add_halves(r[i], r[i + s], s);
     return r[0];
 }
 
@@ -130,7 +165,7 @@ NOINLINE int64_t count_unmasked(const REAL *z, int64_t n, REAL masked)
 
 typedef struct {
     PAIR mass;       /* of u */
-    PAIR distance;   /* of u (max - z) */
+    VECTOR distance; /* of u (max - z) */
 } MASS_SUMS;
 
 /* Four chains of sums of masses, of which each addition waits for the one before. */
@@ -138,37 +173,35 @@ NOINLINE MASS_SUMS mass_sums(const REAL *mass, const REAL *z, REAL max, int64_t 
 {
     const VECTOR m = broadcast(max);
     PAIR masses[4] = {zero_pair(), zero_pair(), zero_pair(), zero_pair()};
-    MASS_SUMS sums = {zero_pair(), zero_pair()};
+    PAIR distance = zero_pair();
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES) {
         VECTOR terms[4];
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             const VECTOR u = load(mass + i + k * LANES);
+            prefetch(mass + i + (32 + k) * LANES);
             masses[k] = add(masses[k], u);
             terms[k] = mass_value(u, load(z + i + k * LANES), m);
         }
-        sums.distance = add(sums.distance, (terms[0] + terms[1]) + (terms[2] + terms[3]));
+        distance = add(distance, (terms[0] + terms[1]) + (terms[2] + terms[3]));
     }
+    VECTOR rest = broadcast(0);
     for (; i < n; i += LANES) {
         const VECTOR u = load_up_to(mass + i, n - i, 0);
         masses[0] = add(masses[0], u);
-        sums.distance = add(sums.distance, mass_value(u, load_up_to(z + i, n - i, max), m));
+        rest += mass_value(u, load_up_to(z + i, n - i, max), m);
     }
-    sums.mass = masses[0];
-#pragma GCC unroll 3
-    for (int k = 1; k < 4; k++) {
-        sums.mass = add(sums.mass, masses[k].high);
-        sums.mass.low += masses[k].low;
-    }
+    const MASS_SUMS sums = {add_pair(add_pair(masses[0], masses[1]), add_pair(masses[2], masses[3])), total(add(distance, rest))};
     return sums;
 }
 
-/* The sum of w (max - z), where both are finite, over the lanes of the result; w NULL: 1. */
-NOINLINE PAIR weighted_distance(const REAL *weight, const REAL *z, REAL max, int64_t n)
+/* The sum of w (max - z), where both are finite, over the lanes of the result; w NULL: 1. Compensated from 16 vectors on. */
+NOINLINE VECTOR weighted_distance(const REAL *weight, const REAL *z, REAL max, int64_t n)
 {
     const VECTOR m = broadcast(max);
     PAIR sum = zero_pair();
+    VECTOR rest = broadcast(0);
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES) {
         VECTOR terms[4];
@@ -177,13 +210,15 @@ NOINLINE PAIR weighted_distance(const REAL *weight, const REAL *z, REAL max, int
             terms[k] = m - load(z + i + k * LANES);
             if (weight) terms[k] *= load(weight + i + k * LANES);
         }
-        sum = add(sum, (terms[0] + terms[1]) + (terms[2] + terms[3]));
+        const VECTOR four = (terms[0] + terms[1]) + (terms[2] + terms[3]);
+        if (n >= 16 * LANES) sum = add(sum, four);
+        else rest += four;
     }
     for (; i < n; i += LANES) {
         const VECTOR term = m - load_up_to(z + i, n - i, max);
-        sum = add(sum, weight ? term * load_up_to(weight + i, n - i, 0) : term);
+        rest += weight ? term * load_up_to(weight + i, n - i, 0) : term;
     }
-    return sum;
+    return n >= 16 * LANES ? total(add(sum, rest)) : rest;
 }
 
 /* ---- smoothed class indices ---- */
@@ -196,17 +231,20 @@ typedef struct {
     int is_exact;         /* see c) */
 } SMOOTHED_INDEX;
 
-RARE SMOOTHED_INDEX smoothing_of(const fx_job *job)
+NOINLINE SMOOTHED_INDEX smoothing_of(const fx_job *job)
 {
-    SMOOTHED_INDEX smoothing = {weights_from(job, 0), uniform_mass(job, job->n_classes), 1 - job->label_smoothing, {0, 0}, 0};
-    double largest = 0;
+    SMOOTHED_INDEX smoothing = {weights_from(job, 0), uniform_mass(job, job->n_classes), 1 - job->label_smoothing,
+                                {(double)job->n_classes, 0}, 0};
+    const SCALAR_PAIR none = {0, 0};
+    VECTOR largest = broadcast(smoothing.weight ? 0 : 1);
+    PAIR sum = zero_pair();
     if (!is_loss(job) || !has_labels(job) || !(job->label_smoothing > 0) || job->task == FX_FOCAL) return smoothing;
-    for (int64_t c = 0; c < job->n_classes; c++) {
-        const double w = (double)class_weight(job, c);
-        add_scalar(&smoothing.weights, w);
-        if (w > largest) largest = w;
+    for (int64_t c = 0; smoothing.weight && c < job->n_classes; c += LANES) {
+        const VECTOR w = load_up_to(smoothing.weight + c, job->n_classes - c, 0);
+        sum = add(sum, w), largest = maximum(w, largest);
     }
-    smoothing.is_exact = largest <= smoothing.weights.high / 8;
+    if (smoothing.weight) smoothing.weights = add_lanes(none, sum);
+    smoothing.is_exact = !any(less(broadcast((REAL)(smoothing.weights.high / 8)), largest));
     return smoothing;
 }
 
@@ -224,7 +262,10 @@ INLINE double smoothed_others(const SMOOTHED_INDEX *smoothing, double weight)
 NOINLINE void put_smoothed_row(REAL *grad, const REAL *e, const REAL *weight, int64_t n, REAL factor, REAL mass)
 {
     const VECTOR f = broadcast(factor), minus = broadcast(-mass);
-    for (int64_t i = 0; i < n; i += LANES)
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store(grad + i, multiply_add(load(e + i), f, weight ? minus * load(weight + i) : minus));
+    if (i < n)
         store_up_to(grad + i, multiply_add(load(e + i), f, weight ? minus * load_up_to(weight + i, n - i, 0) : minus), n - i);
 }
 

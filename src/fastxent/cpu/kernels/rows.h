@@ -172,6 +172,24 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
     scratch->other_e = sent;
 }
 
+/* The same as reduce_maximum and reduce_sum, which for few rows mostly reduce what is empty. */
+#define DEFINE_ROW_REDUCTION(name, reduce, OPERATION)                                                \
+    INLINE VECTOR name(VECTOR *parts, int rows)                                                      \
+    {                                                                                                \
+        REAL lanes[LANES];                                                                           \
+        if (rows > FEW_ROWS) return reduce(parts);                                                   \
+        store(lanes, broadcast(1));                                                                  \
+        for (int lane = 0; lane < rows; lane++) {                                                    \
+            VECTOR v = parts[lane];                                                                  \
+            _Pragma("GCC unroll 4") for (int s = 1; s < LANES; s *= 2)                               \
+                v = OPERATION(even_blocks(v, v, s), odd_blocks(v, v, s));                            \
+            lanes[lane] = first_lane(v);                                                             \
+        }                                                                                            \
+        return load(lanes);                                                                          \
+    }
+DEFINE_ROW_REDUCTION(maximum_of_rows, reduce_maximum, maximum)
+DEFINE_ROW_REDUCTION(sum_of_group, reduce_sum, PLUS)
+
 /* Maxima, exponentials and their sums. */
 INLINE void group_softmax(GROUP *group)
 {
@@ -182,16 +200,22 @@ INLINE void group_softmax(GROUP *group)
     REAL max[LANES];
     for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(logits_of(group, lane), n_classes);
     for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(1);
-    const VECTOR m = reduce_maximum(parts);
+    const VECTOR m = maximum_of_rows(parts, rows);
     store(max, m);
+    const fx_array *grad = &block->grad;
+    const int has_gaps = block->job->stream && grad->inner != n_classes;
     for (int lane = 0; lane < rows; lane++) {
         REAL *e = exponentials_of(group, lane);
+        if (has_gaps) { /* lines that are not written whole */
+            prefetch_to_write(row_of(grad, group->row + lane));
+            prefetch_to_write(row_of(grad, group->row + lane) + n_classes);
+        }
         row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
                          logits_of(group, 2 * rows + lane), &group->scratch->pending);
         parts[lane] = sum_of(e, n_vectors);
     }
     outgoing_rest(&group->scratch->pending);
-    const VECTOR all = reduce_sum(parts);
+    const VECTOR all = sum_of_group(parts, rows);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
         /* For short rows it costs less to do this for all than to have the processor guess which. */
@@ -200,7 +224,7 @@ INLINE void group_softmax(GROUP *group)
         store(sums, all);
         for (int lane = 0; lane < rows; lane++)
             parts[lane] = for_all || sums[lane] < 2 ? sum_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
-        below = reduce_sum(parts);
+        below = sum_of_group(parts, rows);
     }
     group->softmax = softmax_of(m, all, below);
 }
@@ -302,18 +326,18 @@ NOINLINE unsigned smoothed_rows(GROUP *group, VECTOR *values)
     const SOFTMAX *softmax = &group->softmax;
     const int64_t n_classes = job->n_classes, row = group->row;
     const TARGETS target = targets_of_group(group);
-    PAIR parts[LANES];
+    VECTOR parts[LANES];
     REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0}, factors[LANES], uniform[LANES], gradients[LANES];
     store(max, softmax->max);
     for (int lane = 0; lane < LANES; lane++) {
         const int counts = lane < group->rows;
         const double weight = counts ? (double)class_weight(job, block->label[row + lane]) : 0;
-        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes) : zero_pair();
+        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes) : broadcast(0);
         masses[lane] = (REAL)smoothed_mass(smoothing, weight);
         others[lane] = (REAL)smoothed_others(smoothing, weight);
         plain[lane] = (REAL)(smoothing->one_minus_eps * weight);
     }
-    const VECTOR distance = smoothing->uniform * total(reduce_pairs(parts)) + load(plain) * (softmax->max - target.z);
+    const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows) + load(plain) * (softmax->max - target.z);
     const VECTOR mass = load(masses) + load(others), value = mass * softmax->log_sum + distance;
     REAL lanes[LANES];
     unsigned done = 0;
@@ -345,11 +369,12 @@ INLINE VECTOR masses_of_group(GROUP *group, unsigned done, const REAL **masses, 
 {
     const fx_job *job = group->block->job;
     const int64_t n_classes = job->n_classes;
-    PAIR mass_parts[LANES], distance_parts[LANES];
+    PAIR mass_parts[LANES];
+    VECTOR distance_parts[LANES];
     REAL max[LANES], high[LANES];
     store(max, group->softmax.max);
     for (int lane = 0; lane < LANES; lane++) {
-        MASS_SUMS sums = {zero_pair(), zero_pair()};
+        MASS_SUMS sums = {zero_pair(), broadcast(0)};
         if (lane < group->rows && !(done >> lane & 1)) {
             const REAL *z = logits_of(group, lane);
             const REAL uniform = job->label_smoothing > 0
@@ -360,11 +385,11 @@ INLINE VECTOR masses_of_group(GROUP *group, unsigned done, const REAL **masses, 
         }
         mass_parts[lane] = sums.mass, distance_parts[lane] = sums.distance;
     }
-    *total_mass = reduce_pairs(mass_parts);
+    *total_mass = reduce_pairs(mass_parts, group->rows);
     store(high, total_mass->high);
     for (int lane = 0; lane < group->rows; lane++)
         if (!(done >> lane & 1) && high[lane] == 0 && !counts_without_mass(job)) group->block->weight[group->row + lane] = 0;
-    return total(reduce_pairs(distance_parts));
+    return sum_of_group(distance_parts, group->rows);
 }
 
 /* The focal loss puts its masses in the place of the others; returns the values. */
@@ -382,9 +407,9 @@ RARE VECTOR focal_masses_of_group(GROUP *group, PAIR *total_mass, PAIR *total_cu
         mass_parts[lane] = compensated_sum_of(mass, n_vectors);
         curvature_parts[lane] = compensated_sum_of(curvature, n_vectors);
     }
-    *total_mass = reduce_pairs(mass_parts);
-    *total_curvature = reduce_pairs(curvature_parts);
-    return total(reduce_pairs(value_parts));
+    *total_mass = reduce_pairs(mass_parts, group->rows);
+    *total_curvature = reduce_pairs(curvature_parts, group->rows);
+    return total(reduce_pairs(value_parts, group->rows));
 }
 
 INLINE PAIR pair_of_lane(const REAL *high, const REAL *low, int lane)
