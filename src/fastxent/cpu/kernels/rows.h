@@ -83,7 +83,12 @@ typedef struct {
     SMOOTHED_INDEX smoothing;
     int64_t padded;
     int rows_per_group;
+    int is_short;               /* few vectors a row: rows are taken BATCH at a time */
+    int is_packed;              /* gradients are finished in place, without gaps, and go out as one */
 } ROWS;
+
+/* Rows of fewer than 8 vectors, which sum_of adds up one after the other. */
+enum { BATCH = VECTOR_BYTES == 64 ? 4 : LANES > 1 ? 2 : 1, SHORT_ROW = 8 * LANES };
 
 static int rows_per_group(const fx_job *job)
 {
@@ -97,6 +102,8 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     const int64_t line = 64 / (int64_t)sizeof(REAL);
     rows->padded = round_up(job->n_classes, LANES);
     rows->rows_per_group = rows_per_group(job);
+    rows->is_short = rows->padded < SHORT_ROW;
+    rows->is_packed = rows->is_short && job->stream && job->grad.inner == job->n_classes;
     const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
     REAL *next = scratch;
     rows->e = next, next += group;
@@ -149,6 +156,7 @@ NOINLINE void flush_hessians(const GROUP *group)
  * group are computed. */
 INLINE REAL *gradient_row(const GROUP *group, int lane)
 {
+    if (group->scratch->is_packed) return group->scratch->e + lane * group->block->job->n_classes;
     return group->block->job->stream ? exponentials_of(group, lane) : row_of(&group->block->grad, group->row + lane);
 }
 
@@ -163,11 +171,15 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
     if (is_loss(block->job) && !block->all_weigh_one) /* what does not count; once streamed it would be fetched again */
         for (int lane = 0; lane < group->rows; lane++)
             if (block->weight[group->row + lane] == 0) {
-                memset(exponentials_of(group, lane), 0, (size_t)n_classes * sizeof(REAL));
+                memset(gradient_row(group, lane), 0, (size_t)n_classes * sizeof(REAL));
                 scratch->factors[lane] = 1;
             }
-    outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors,
-                   row_of(&block->grad, group->row), block->grad.inner);
+    REAL *to = row_of(&block->grad, group->row);
+    if (scratch->is_packed)
+        outgoing_begin(&scratch->pending, sent, 0, 0, group->rows * n_classes, 1, NULL, to, 0);
+    else
+        outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors, to,
+                       block->grad.inner);
     scratch->e = scratch->other_e;
     scratch->other_e = sent;
 }
@@ -190,41 +202,105 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
 DEFINE_ROW_REDUCTION(maximum_of_rows, reduce_maximum, maximum)
 DEFINE_ROW_REDUCTION(sum_of_group, reduce_sum, PLUS)
 
+/* Row `lane` of a batch, which may go past the last one. */
+INLINE const REAL *batch_row(const GROUP *group, int lane)
+{
+    return logits_of(group, lane < group->rows ? lane : group->rows - 1);
+}
+
+/* Maxima of short rows. */
+INLINE void batch_maxima(const GROUP *group, VECTOR *parts)
+{
+    const REAL lowest = (REAL)-INFINITY;
+    const int64_t n_classes = group->block->job->n_classes;
+    for (int lane = 0; lane < group->rows; lane += BATCH) {
+        const REAL *z[BATCH];
+        VECTOR max[BATCH];
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), max[k] = broadcast(lowest);
+        for (int64_t i = 0; i < n_classes; i += LANES)
+#pragma GCC unroll 4
+            for (int k = 0; k < BATCH; k++) max[k] = maximum(load_up_to(z[k] + i, n_classes - i, lowest), max[k]);
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) parts[lane + k] = max[k];
+    }
+}
+
+/* Exponentials of short rows, and their sums, also of those below 1, which costs less than to look who needs it; what is pending is streamed meanwhile. */
+INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *parts, VECTOR *below_parts)
+{
+    const int64_t n_classes = group->block->job->n_classes, padded = group->scratch->padded;
+    const int64_t next = group->scratch->rows_per_group * group->block->logits.inner;
+    OUTGOING *pending = &group->scratch->pending;
+    for (int lane = 0; lane < group->rows; lane += BATCH) {
+        const REAL *z[BATCH];
+        REAL *e = exponentials_of(group, lane);
+        VECTOR m[BATCH], sum[BATCH], below[BATCH];
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]), sum[k] = below[k] = broadcast(0);
+        for (int64_t i = 0; i < n_classes; i += LANES) {
+            if (pending->vectors >= BATCH) {
+#pragma GCC unroll 4
+                for (int k = 0; k < BATCH; k++)
+                    stream_store(pending->out + k * LANES, outgoing_product(pending, load(pending->next + k * LANES)));
+                pending->out += BATCH * LANES, pending->next += BATCH * LANES, pending->vectors -= BATCH;
+            }
+#pragma GCC unroll 4
+            for (int k = 0; k < BATCH; k++) {
+                prefetch(z[k] + next + i), prefetch_far(z[k] + 2 * next + i);
+                const VECTOR e_k = exponential(load_up_to(z[k] + i, n_classes - i, (REAL)-INFINITY), m[k]);
+                store(e + k * padded + i, e_k);
+                sum[k] += e_k;
+                below[k] += keep(less(e_k, broadcast(1)), e_k);
+            }
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) parts[lane + k] = sum[k], below_parts[lane + k] = below[k];
+    }
+}
+
 /* Maxima, exponentials and their sums. */
 INLINE void group_softmax(GROUP *group)
 {
     const BLOCK *block = group->block;
     const int64_t n_classes = block->job->n_classes, n_vectors = group->scratch->padded / LANES;
-    const int rows = group->rows;
-    VECTOR parts[LANES];
+    const int rows = group->rows, is_short = group->scratch->is_short;
+    VECTOR parts[LANES], below_parts[LANES];
     REAL max[LANES];
-    for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(logits_of(group, lane), n_classes);
+    int has_below = 0;
+    if (is_short) batch_maxima(group, parts);
+    else
+        for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(logits_of(group, lane), n_classes);
     for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(1);
     const VECTOR m = maximum_of_rows(parts, rows);
     store(max, m);
     const fx_array *grad = &block->grad;
-    const int has_gaps = block->job->stream && grad->inner != n_classes;
-    for (int lane = 0; lane < rows; lane++) {
-        REAL *e = exponentials_of(group, lane);
-        if (has_gaps) { /* lines that are not written whole */
+    if (block->job->stream && grad->inner != n_classes)
+        for (int lane = 0; lane < rows; lane++) { /* lines that are not written whole */
             prefetch_to_write(row_of(grad, group->row + lane));
             prefetch_to_write(row_of(grad, group->row + lane) + n_classes);
         }
-        row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
-                         logits_of(group, 2 * rows + lane), &group->scratch->pending);
-        parts[lane] = sum_of(e, n_vectors);
-    }
+    if (is_short && !any(not_finite(m))) {
+        if (group->scratch->pending.parts) outgoing_some(&group->scratch->pending, 1); /* so that a part is begun */
+        batch_exponentials(group, max, parts, below_parts);
+        has_below = 1;
+    } else
+        for (int lane = 0; lane < rows; lane++) {
+            REAL *e = exponentials_of(group, lane);
+            row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
+                             logits_of(group, 2 * rows + lane), &group->scratch->pending);
+            parts[lane] = sum_of(e, n_vectors);
+        }
+    for (int lane = rows; lane < LANES; lane++) parts[lane] = below_parts[lane] = broadcast(1);
     outgoing_rest(&group->scratch->pending);
     const VECTOR all = sum_of_group(parts, rows);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
-        /* For short rows it costs less to do this for all than to have the processor guess which. */
-        const int for_all = n_vectors <= 8;
         REAL sums[LANES];
         store(sums, all);
-        for (int lane = 0; lane < rows; lane++)
-            parts[lane] = for_all || sums[lane] < 2 ? sum_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
-        below = sum_of_group(parts, rows);
+        for (int lane = 0; lane < rows && !has_below; lane++)
+            below_parts[lane] = is_short || sums[lane] < 2 ? sum_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
+        below = sum_of_group(below_parts, rows);
     }
     group->softmax = softmax_of(m, all, below);
 }
@@ -247,7 +323,7 @@ NOINLINE void put_activations(GROUP *group)
         if (job->task == FX_LOG_SOFTMAX)
             for (int64_t i = 0; i < n_classes; i += LANES)
                 store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
-        else if (!job->stream) scale_out(out, exponentials_of(group, lane), one.inverse, n_classes, 0);
+        else if (!job->stream || group->scratch->is_packed) scale_out(out, exponentials_of(group, lane), one.inverse, n_classes, 0);
     }
     if (job->task != FX_LOGSUMEXP) send_gradient(group, job->task == FX_SOFTMAX ? factors : NULL);
 }
@@ -307,7 +383,11 @@ INLINE void index_group(GROUP *group)
             put_index_hessian(hess, e, n_classes, &one, scaled_inverse[lane], 1, focal ? &one_focal : NULL, scales[lane]);
             if (focal) hess[label] = hessians[lane];
         }
-        if (job->stream) e[label] = -complements[lane]; /* times the factor it is the target's gradient */
+        if (group->scratch->is_packed) {
+            const VECTOR factor = broadcast(scaled_inverse[lane]);
+            for (int64_t i = 0; i < n_classes; i += LANES) store(grad + i, load(e + i) * factor); /* past the end, into what was read */
+            grad[label] = gradients[lane];
+        } else if (job->stream) e[label] = -complements[lane]; /* times the factor it is the target's gradient */
         else {
             scale_out(grad, e, broadcast(scaled_inverse[lane]), n_classes, 0);
             grad[label] = gradients[lane];
