@@ -114,12 +114,6 @@ RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_
 }
 #endif
 
-NOINLINE void chunk_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next, const REAL *far, OUTGOING *pending)
-{
-    row_exponentials(e, z, max, n, next, far, pending);
-}
-
-
 /* The rest of the row before, and its target. */
 INLINE void finish_pending(LONG_ROW *scratch)
 {
@@ -161,7 +155,7 @@ NOINLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
     PART part = {j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK, scratch->factor[j]};
     if (needs_z || !scratch->kept) part.z = chunk_of(group->block, group->row, part.first, part.n, scratch->z);
     if (!scratch->kept) {
-        chunk_exponentials(scratch->e, part.z, group->max, part.n, part.z, part.z, NULL);
+        row_exponentials(scratch->e, part.z, group->max, part.n, part.z, part.z, NULL);
         part.e = scratch->e, part.rescale = 1;
     }
     return part;
@@ -198,10 +192,10 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         const int64_t n_vectors = (n + LANES - 1) / LANES;
         REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
         const REAL max = largest_lane(row_maximum(z, n));
-        chunk_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
+        row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
         scratch->max[j] = max;
-        scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
-        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
+        scratch->all[j] = sum_of_lanes(sum_of_row(e, n_vectors));
+        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_of_row_below_one(e, n_vectors)) : scratch->all[j] - 1;
     }
     finish_pending(scratch);
     REAL max = scratch->max[0];

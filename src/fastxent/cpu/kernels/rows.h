@@ -14,7 +14,7 @@ enum {
     GROUP_BYTES = 8 * 1024           /* of exponentials held for one group of rows, beside which others are on their way out */
 };
 
-INLINE VECTOR row_maximum(const REAL *z, int64_t n)
+NOINLINE VECTOR row_maximum(const REAL *z, int64_t n)
 {
     const REAL lowest = (REAL)-INFINITY;
     VECTOR a = broadcast(lowest), b = a, c = a, d = a;
@@ -31,7 +31,7 @@ INLINE VECTOR row_maximum(const REAL *z, int64_t n)
 /* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory,
  * and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers stop at the
  * end of what is being read. */
-INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
+NOINLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
                               const REAL *far, OUTGOING *pending)
 {
     const VECTOR m = broadcast(max);
@@ -62,7 +62,7 @@ INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const 
     }
 }
 
-INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
+NOINLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
 {
     REAL lanes[6][LANES];
     store(lanes[0], rows->max), store(lanes[1], rows->all), store(lanes[2], rows->others);
@@ -71,6 +71,9 @@ INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
                    broadcast(lanes[3][lane]), broadcast(lanes[4][lane]), broadcast(lanes[5][lane])};
     return row;
 }
+
+NOINLINE VECTOR sum_of_row(const REAL *e, int64_t n_vectors) { return sum_of(e, n_vectors); }
+NOINLINE VECTOR sum_of_row_below_one(const REAL *e, int64_t n_vectors) { return sum_below_one(e, n_vectors); }
 
 /* ---- groups ---- */
 
@@ -186,7 +189,7 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
 
 /* The same as reduce_maximum and reduce_sum, which for few rows mostly reduce what is empty. */
 #define DEFINE_ROW_REDUCTION(name, reduce, OPERATION)                                                \
-    INLINE VECTOR name(VECTOR *parts, int rows)                                                      \
+    NOINLINE VECTOR name(VECTOR *parts, int rows)                                                    \
     {                                                                                                \
         REAL lanes[LANES];                                                                           \
         if (rows > FEW_ROWS) return reduce(parts);                                                   \
@@ -289,7 +292,7 @@ INLINE void group_softmax(GROUP *group)
             REAL *e = exponentials_of(group, lane);
             row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
                              logits_of(group, 2 * rows + lane), &group->scratch->pending);
-            parts[lane] = sum_of(e, n_vectors);
+            parts[lane] = sum_of_row(e, n_vectors);
         }
     for (int lane = rows; lane < LANES; lane++) parts[lane] = below_parts[lane] = broadcast(1);
     outgoing_rest(&group->scratch->pending);
@@ -299,7 +302,7 @@ INLINE void group_softmax(GROUP *group)
         REAL sums[LANES];
         store(sums, all);
         for (int lane = 0; lane < rows && !has_below; lane++)
-            below_parts[lane] = is_short || sums[lane] < 2 ? sum_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
+            below_parts[lane] = is_short || sums[lane] < 2 ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
         below = sum_of_group(below_parts, rows);
     }
     group->softmax = softmax_of(m, all, below);
