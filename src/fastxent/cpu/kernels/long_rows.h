@@ -47,7 +47,9 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
     row->pending = (OUTGOING){0};
     if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
         row->kept = next, next += round_up(job->n_classes, CHUNK);
-    if (row->kept && goes_out_later(job)) row->other_kept = next, next += round_up(job->n_classes, CHUNK);
+    /* Two of them, and the logits, have to fit the second-level cache. */
+    if (row->kept && goes_out_later(job) && 2 * job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
+        row->other_kept = next, next += round_up(job->n_classes, CHUNK);
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 

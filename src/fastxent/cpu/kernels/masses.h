@@ -180,7 +180,7 @@ NOINLINE MASS_SUMS mass_sums(const REAL *mass, const REAL *z, REAL max, int64_t 
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             const VECTOR u = load(mass + i + k * LANES);
-            prefetch(mass + i + (32 + k) * LANES);
+            prefetch(mass + i + (8 + k) * LANES), prefetch_far(mass + i + (128 + k) * LANES);
             masses[k] = add(masses[k], u);
             terms[k] = mass_value(u, load(z + i + k * LANES), m);
         }
