@@ -66,7 +66,8 @@ INLINE BLOCK block_of(const fx_job *job, int64_t number)
 }
 
 /* n numbers of any type as REAL. */
-NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
+NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
+                         REAL *RESTRICT out)
 {
     if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
     else if (type == REAL_TYPE && stride == 1) memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
@@ -78,7 +79,8 @@ NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrd
 }
 
 /* And back, as the type of the logits. */
-NOINLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
+NOINLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
+                          const REAL *from)
 {
     if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
     else {
@@ -219,7 +221,8 @@ static double sum_of_rows(const double *value, int64_t rows)
 
 INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
 {
-    if (is_half(block->job->real_type)) write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
+    if (is_half(block->job->real_type)) write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1,
+                                                    1, &value);
     else *row_of(&block->loss, row) = value;
 }
 
@@ -316,13 +319,15 @@ INLINE WIDE load_wide(const double *p)
 {
     WIDE wide;
 #pragma GCC unroll 2
-    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) wide.part[k] = *(const DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR);
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++)
+        wide.part[k] = *(const DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR);
     return wide;
 }
 INLINE void store_wide(double *p, WIDE wide)
 {
 #pragma GCC unroll 2
-    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR) = wide.part[k];
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR)
+        = wide.part[k];
 }
 
 /* n neighbouring targets from `offset` on where they lie, or converted into `buffer`. */
@@ -347,7 +352,8 @@ INLINE double survey_row(const BLOCK *block, int64_t row, int64_t n_classes, REA
     double sums[LANES], total = 0;
     for (int64_t first = 0; first < n_classes; first += SURVEY_STEP) {
         const int64_t n = at_most(n_classes - first, SURVEY_STEP);
-        const REAL *t = targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, buffer);
+        const REAL *t = targets_at(block, row * block->target.inner + first * block->target.klass,
+                                   block->target.klass, n, buffer);
         const REAL *w = job->class_weight ? (const REAL *)job->class_weight + first : NULL;
         for (int64_t i = 0; i < n; i += LANES) {
             const VECTOR t_i = load_up_to(t + i, n - i, 0);
@@ -384,12 +390,14 @@ static double survey_probabilities(const BLOCK *block, int *flaws)
     MASK good = equal(broadcast(0), broadcast(0));
     const fx_job *job = block->job;
     /* Where all weigh the same, rows without gaps are one. */
-    const int is_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && block->target.klass == 1
+    const int is_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index
+        && block->target.klass == 1
                        && block->target.inner == job->n_classes;
     const int64_t rows = is_one ? 1 : block->rows;
     if (block->target.inner == 1 && block->target.klass != 1) survey_neighbours(block, mass, buffer, &good);
     else
-        for (int64_t i = 0; i < rows; i++) mass[i] = survey_row(block, i, is_one ? block->rows * job->n_classes : job->n_classes, buffer, &good);
+        for (int64_t i = 0; i < rows; i++)
+            mass[i] = survey_row(block, i, is_one ? block->rows * job->n_classes : job->n_classes, buffer, &good);
     if (any(negate(good))) {
         *flaws |= FX_BAD_TARGET;
         return 0;

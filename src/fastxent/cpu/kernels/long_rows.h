@@ -1,8 +1,8 @@
 /* The regime of long rows: rows of any length and any strides, a chunk of CHUNK classes at a time.
  *
- * Each chunk has its own maximum m_j and sum; the exponentials are taken relative to m_j and rescaled by exp(m_j - m) once,
- * at the end, per chunk and never per element. So the logits are read from memory once, and the error of rescaling does not
- * add up. The exponentials are kept up to KEPT_BYTES a row; beyond, they are computed a second time.
+ * Each chunk has its own maximum m_j and sum; the exponentials are taken relative to m_j and rescaled by exp(m_j - m)
+ * once, at the end, per chunk and never per element. So the logits are read from memory once, and the error of
+ * rescaling does not add up. The exponentials are kept up to KEPT_BYTES a row; beyond, they are computed a second time.
  */
 #ifndef FASTXENT_LONG_ROWS_H
 #define FASTXENT_LONG_ROWS_H
@@ -24,7 +24,8 @@ typedef struct {
     SMOOTHED_INDEX smoothing;
 } LONG_ROW;
 
-/* Streamed, a gradient that takes no more room than its exponentials goes out while those of the next row are computed. */
+/* Streamed, a gradient that takes no more room than its exponentials goes out while those of the next row are
+ * computed. */
 INLINE int goes_out_later(const fx_job *job)
 {
     return job->stream && (is_loss(job) || job->task == FX_SOFTMAX) && job->grad.klass == 1 && !is_half(job->real_type)
@@ -42,7 +43,8 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
     REAL *next = scratch;
     for (int i = 0; i < COUNT(chunks); i++) *chunks[i] = next, next += CHUNK;
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
-    for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
+    for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next,
+        next += round_up(row->n_chunks * widths, line);
     row->kept = row->other_kept = row->target = NULL;
     row->pending = (OUTGOING){0};
     if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
@@ -63,12 +65,14 @@ INLINE const REAL *chunk_of(const BLOCK *block, int64_t row, int64_t first, int6
 }
 
 /* Where a chunk of an output is computed, and its way home from there. */
-INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer, int stream)
+INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer,
+                          int stream)
 {
     if (!array->data) return NULL;
     return array->klass == 1 && !stream && !is_half(block->type) ? row_of(array, row) + first : buffer;
 }
-NOINLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
+NOINLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n,
+                        const REAL *chunk)
 {
     if (!array->data) return;
     REAL *out = row_of(array, row) + first;
@@ -110,7 +114,8 @@ RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_
         const REAL *z = chunk_of(block, row, first, n, scratch->z);
         row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
         for (int64_t i = 0; i < n; i++)
-            if (scratch->mass[i] != 0 && z[i] != max) distance += (double)scratch->mass[i] * ((double)max - (double)z[i]);
+            if (scratch->mass[i] != 0 && z[i] != max)
+                distance += (double)scratch->mass[i] * ((double)max - (double)z[i]);
     }
     return distance;
 }
@@ -138,7 +143,8 @@ typedef struct {
     int64_t label;
 } LONG_GROUP;
 
-/* One chunk of it: its logits, and exponentials which are relative to the maximum of the row when multiplied by `rescale`. */
+/* One chunk of it: its logits, and exponentials which are relative to the maximum of the row when multiplied by
+ * `rescale`. */
 typedef struct {
     int64_t first, n;
     const REAL *z, *e;
@@ -154,7 +160,8 @@ INLINE const REAL *part_logits(const LONG_GROUP *group, int64_t j, int64_t *firs
 NOINLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
 {
     const LONG_ROW *scratch = group->scratch;
-    PART part = {j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK, scratch->factor[j]};
+    PART part = {j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK,
+                 scratch->factor[j]};
     if (needs_z || !scratch->kept) part.z = chunk_of(group->block, group->row, part.first, part.n, scratch->z);
     if (!scratch->kept) {
         row_exponentials(scratch->e, part.z, group->max, part.n, part.z, part.z, NULL);
@@ -163,7 +170,8 @@ NOINLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
     return part;
 }
 
-/* Gradients that are `factor` times the exponentials plus `addend`, but for that of the target; kept ones may be them already. */
+/* Gradients that are `factor` times the exponentials plus `addend`, but for that of the target; kept ones may be them
+ * already. */
 NOINLINE void send_long_row(const LONG_GROUP *group, REAL factor, REAL addend, int is_done, REAL target_gradient)
 {
     const BLOCK *block = group->block;
@@ -172,7 +180,8 @@ NOINLINE void send_long_row(const LONG_GROUP *group, REAL factor, REAL addend, i
     const int64_t n_chunks = scratch->n_chunks;
     const int counts = !is_loss(job) || block->all_weigh_one || block->weight[group->row] != 0;
     REAL *sent = scratch->kept, *to = row_of(&block->grad, group->row);
-    for (int64_t j = 0; j < n_chunks; j++) scratch->outgoing_factor[j] = is_done || !counts ? 1 : factor * scratch->factor[j];
+    for (int64_t j = 0; j < n_chunks; j++)
+        scratch->outgoing_factor[j] = is_done || !counts ? 1 : factor * scratch->factor[j];
     if (!counts) memset(sent, 0, (size_t)job->n_classes * sizeof(REAL));
     outgoing_begin(&scratch->pending, sent, CHUNK, CHUNK, job->n_classes - (n_chunks - 1) * CHUNK, n_chunks,
                    scratch->outgoing_factor, to, CHUNK);
@@ -197,7 +206,8 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of_row(e, n_vectors));
-        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_of_row_below_one(e, n_vectors)) : scratch->all[j] - 1;
+        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_of_row_below_one(e, n_vectors))
+            : scratch->all[j] - 1;
     }
     finish_pending(scratch);
     REAL max = scratch->max[0];
@@ -209,7 +219,8 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         add_scalar(&below, (is_largest ? scratch->below[j] : scratch->all[j]) * (double)scratch->factor[j]);
     }
     group->max = max;
-    group->softmax = softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)), broadcast((REAL)total_scalar(below)));
+    group->softmax = softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)),
+                                broadcast((REAL)total_scalar(below)));
 }
 
 /* The logit of the target. */
@@ -217,7 +228,8 @@ NOINLINE REAL target_logit(const LONG_GROUP *group)
 {
     const BLOCK *block = group->block;
     REAL z;
-    read_reals(&block->logits, block->type, group->row * block->logits.inner + group->label * block->logits.klass, 1, 1, &z);
+    read_reals(&block->logits, block->type, group->row * block->logits.inner + group->label * block->logits.klass, 1,
+               1, &z);
     return z;
 }
 
@@ -246,7 +258,8 @@ RARE void put_long_log_softmax(const LONG_GROUP *group)
     }
 }
 
-/* Class indices, smoothed or not, and the softmax itself: one product, plus `addend` (times the class weight, if given). */
+/* Class indices, smoothed or not, and the softmax itself: one product, plus `addend` (times the class weight, if
+ * given). */
 NOINLINE void put_long_products(LONG_GROUP *group, REAL factor, REAL addend, const REAL *weight, const FOCAL *focal,
                                 REAL target_gradient, REAL target_hessian)
 {
@@ -262,7 +275,8 @@ NOINLINE void put_long_products(LONG_GROUP *group, REAL factor, REAL addend, con
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const PART part = part_of(group, j, 0);
         const int64_t first = part.first, n = part.n;
-        REAL *grad = later ? scratch->kept + first : part_output(group, &block->grad, first, scratch->grad, job->stream && !direct);
+        REAL *grad = later ? scratch->kept + first
+            : part_output(group, &block->grad, first, scratch->grad, job->stream && !direct);
         REAL *hess = part_output(group, &block->hess, first, scratch->hess, job->stream);
         if (hess) put_index_hessian(hess, part.e, n, &group->softmax, factor, part.rescale, focal, group->scale);
         if (addend == 0) scale_out(grad, part.e, broadcast(factor * part.rescale), n, direct);
@@ -326,8 +340,10 @@ INLINE int long_row_smoothed(LONG_GROUP *group)
     group->block->value[group->row] = value;
     if (!group->block->job->grad.data) return 1;
     const VECTOR scaled_inverse = group->scale * softmax->inverse, e = exponential(broadcast(z), softmax->max);
-    put_long_products(group, (REAL)(mass + others) * first_lane(scaled_inverse), -uniform * group->scale, smoothing->weight, NULL,
-                      first_lane(weighed_gradient(softmax, e, broadcast((REAL)mass), broadcast((REAL)others), scaled_inverse)), 0);
+    put_long_products(group, (REAL)(mass + others) * first_lane(scaled_inverse), -uniform * group->scale,
+                      smoothing->weight, NULL,
+                      first_lane(weighed_gradient(softmax, e, broadcast((REAL)mass), broadcast((REAL)others),
+                                                  scaled_inverse)), 0);
     return 1;
 }
 
@@ -343,7 +359,8 @@ RARE void long_row_focal(LONG_GROUP *group, PAIR *total_mass, PAIR *total_curvat
         const int64_t n_vectors = (part.n + LANES - 1) / LANES;
         scale_out(scratch->e, part.e, broadcast(part.rescale), n_vectors * LANES, 0);
         row_mass(group->block, group->row, part.z, part.first, part.n, group->uniform, (REAL)-INFINITY, scratch->mass);
-        value = add_pair(value, focal_masses(&group->softmax, part.z, scratch->e, part.n, focus_of(job), scratch->mass, scratch->curvature));
+        value = add_pair(value, focal_masses(&group->softmax, part.z, scratch->e, part.n, focus_of(job),
+                                             scratch->mass, scratch->curvature));
         mass = add_pair(mass, compensated_sum_of(scratch->mass, n_vectors));
         curvature = add_pair(curvature, compensated_sum_of(scratch->curvature, n_vectors));
     }
@@ -365,7 +382,8 @@ INLINE PAIR long_row_masses(LONG_GROUP *group)
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         int64_t first, n;
         const REAL *z = part_logits(group, j, &first, &n);
-        const MASS_SUMS part = mass_sums(target_masses(block, group->row, z, first, n, group->uniform, scratch->mass), z, group->max, n);
+        const MASS_SUMS part = mass_sums(target_masses(block, group->row, z, first, n, group->uniform, scratch->mass),
+                                         z, group->max, n);
         masses = add_pair(masses, part.mass);
         add_scalar(&distances, sum_of_lanes(part.distance));
     }
@@ -393,7 +411,8 @@ NOINLINE void long_row_soft(LONG_GROUP *group)
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const PART part = part_of(group, j, !masses_are_targets(job));
         const int64_t first = part.first, n = part.n;
-        REAL *grad = later ? scratch->kept + first : part_output(group, &block->grad, first, scratch->grad, job->stream);
+        REAL *grad = later ? scratch->kept + first
+            : part_output(group, &block->grad, first, scratch->grad, job->stream);
         REAL *hess = part_output(group, &block->hess, first, scratch->hess, job->stream);
         const REAL *mass = target_masses(block, group->row, part.z, first, n, group->uniform, scratch->mass);
         if (focal) {
@@ -401,7 +420,8 @@ NOINLINE void long_row_soft(LONG_GROUP *group)
             focal_masses(&group->softmax, part.z, scratch->e, n, focus_of(job), scratch->mass, scratch->curvature);
         }
         if (hess)
-            put_soft_hessian(hess, part.e, part.rescale, mass, focal ? scratch->curvature : NULL, n, &group->softmax, total_mass,
+            put_soft_hessian(hess, part.e, part.rescale, mass, focal ? scratch->curvature : NULL, n, &group->softmax,
+                             total_mass,
                              total_curvature, group->scale);
         put_soft_row(grad, part.e, part.rescale, mass, n, &group->softmax, total_mass, group->scale);
         if (!later) put_part(group, first, n, grad, hess);

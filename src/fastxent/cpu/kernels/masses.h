@@ -1,12 +1,13 @@
 /* Target masses of rows: what probabilities, smoothing and class weights add to a class index.
  *
  * Design
- * a) Masses are formed in a buffer only where something has to be done to the targets; else they are read where they lie.
+ * a) Masses are formed in a buffer only where something has to be done to the targets; else they are read where they
+ * lie.
  * b) W and the distance of a row are summed a lane at a time, and over the lanes for all rows of a group at once.
  * c) A smoothed class index has no array of masses at all: with v = eps / K' and S = sum w,
  *      W = (1 - eps) w_y + v S,  distance = (1 - eps) w_y (m - z_y) + v sum w_c (m - z_c),  gradient p_c W - v w_c
- *    but for the target. Where no v w_c is more than an eighth of W, p_c W - u_c is as exact as p_c (W - u_c) - u_c (1 - p_c).
- *    Masked classes have an infinite distance: such rows, like all that are not finite, go the general way.
+ *    but for the target. Where no v w_c is more than an eighth of W, p_c W - u_c is as exact as p_c (W - u_c) - u_c
+ *    (1 - p_c). Masked classes have an infinite distance: such rows, like all that are not finite, go the general way.
  */
 #ifndef FASTXENT_MASSES_H
 #define FASTXENT_MASSES_H
@@ -114,7 +115,8 @@ INLINE const REAL *weights_from(const fx_job *job, int64_t first)
 }
 
 /* The target masses of a chunk of one row, classes first .. first + n - 1, to whole vectors (0 past the end). */
-NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform, REAL masked,
+NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform,
+                       REAL masked,
                        REAL *mass)
 {
     const fx_job *job = block->job;
@@ -128,7 +130,8 @@ NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t f
         t = targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, mass);
     for (int64_t i = 0; i < n; i += LANES) {
         VECTOR w = weight ? load_up_to(weight + i, n - i, 0) : broadcast(1);
-        VECTOR u = target_mass(load_up_to(z + i, n - i, masked), load_up_to(t + i, n - i, 0), w, one_minus_eps, spread, masked);
+        VECTOR u = target_mass(load_up_to(z + i, n - i, masked), load_up_to(t + i, n - i, 0), w, one_minus_eps,
+                               spread, masked);
         store(mass + i, u);
     }
 }
@@ -141,7 +144,8 @@ INLINE int masses_are_targets(const fx_job *job)
 }
 
 /* The masses of a chunk, at least n of them, in the buffer or elsewhere. */
-INLINE const REAL *target_masses(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform, REAL *buffer)
+INLINE const REAL *target_masses(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n,
+                                 REAL uniform, REAL *buffer)
 {
     if (masses_are_targets(block->job)) return (const REAL *)block->target.data + row * block->target.inner + first;
     row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, buffer);
@@ -192,11 +196,13 @@ NOINLINE MASS_SUMS mass_sums(const REAL *mass, const REAL *z, REAL max, int64_t 
         masses[0] = add(masses[0], u);
         rest += mass_value(u, load_up_to(z + i, n - i, max), m);
     }
-    const MASS_SUMS sums = {add_pair(add_pair(masses[0], masses[1]), add_pair(masses[2], masses[3])), total(add(distance, rest))};
+    const MASS_SUMS sums = {add_pair(add_pair(masses[0], masses[1]), add_pair(masses[2], masses[3])),
+                            total(add(distance, rest))};
     return sums;
 }
 
-/* The sum of w (max - z), where both are finite, over the lanes of the result; w NULL: 1. Compensated from 16 vectors on. */
+/* The sum of w (max - z), where both are finite, over the lanes of the result; w NULL: 1. Compensated from 16 vectors
+ * on. */
 NOINLINE VECTOR weighted_distance(const REAL *weight, const REAL *z, REAL max, int64_t n)
 {
     const VECTOR m = broadcast(max);
@@ -266,14 +272,16 @@ NOINLINE void put_smoothed_row(REAL *grad, const REAL *e, const REAL *weight, in
     for (; i + LANES <= n; i += LANES)
         store(grad + i, multiply_add(load(e + i), f, weight ? minus * load(weight + i) : minus));
     if (i < n)
-        store_up_to(grad + i, multiply_add(load(e + i), f, weight ? minus * load_up_to(weight + i, n - i, 0) : minus), n - i);
+        store_up_to(grad + i, multiply_add(load(e + i), f, weight ? minus * load_up_to(weight + i, n - i, 0) : minus),
+                    n - i);
 }
 
 /* ---- gradients ---- */
 
 /* From the target masses u of a focal loss to its a and b (formulas.h), whole vectors; z and e as far as there are
  * classes. Returns what is added to the value. */
-NOINLINE PAIR focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass, REAL *curvature)
+NOINLINE PAIR focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass,
+                           REAL *curvature)
 {
     PAIR value = zero_pair();
     for (int64_t i = 0; i < n; i += LANES) {
@@ -286,15 +294,17 @@ NOINLINE PAIR focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int
     return value;
 }
 
-/* The Hessian of one row of a class index, whose exponentials are factor times e. `scale` includes the weights, and for the
- * focal loss, where `focal` is given and the caller then sets that of the target itself, not its mass. */
-NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse, REAL factor,
+/* The Hessian of one row of a class index, whose exponentials are factor times e. `scale` includes the weights, and
+ * for the focal loss, where `focal` is given and the caller then sets that of the target itself, not its mass. */
+NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
+                                REAL factor,
                                 const FOCAL *focal, REAL scale)
 {
     const VECTOR zero = broadcast(0);
     for (int64_t i = 0; i < n; i += LANES) {
         const VECTOR e_i = load(e + i) * factor;
-        store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass), one_of(focal->curvature))
+        store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass),
+                                                            one_of(focal->curvature))
                                     : hessian(row, e_i, broadcast(scaled_inverse)), n - i);
     }
 }
@@ -306,7 +316,8 @@ INLINE VECTOR focal_hessian_of_target(const SOFTMAX *row, VECTOR e, const FOCAL 
 }
 
 /* The gradient may take the place of the exponentials, which are rescale times e. */
-NOINLINE void put_soft_row(REAL *grad, const REAL *e, REAL rescale, const REAL *mass, int64_t n, const SOFTMAX *row, PAIR total_mass,
+NOINLINE void put_soft_row(REAL *grad, const REAL *e, REAL rescale, const REAL *mass, int64_t n, const SOFTMAX *row,
+                           PAIR total_mass,
                            REAL scale)
 {
     const VECTOR factor = scale * row->inverse, r = broadcast(rescale);
@@ -314,17 +325,20 @@ NOINLINE void put_soft_row(REAL *grad, const REAL *e, REAL rescale, const REAL *
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         store(grad + i, mass_gradient(&softmax, load(e + i) * r, load(mass + i), total_mass, factor));
-    if (i < n) store_up_to(grad + i, mass_gradient(&softmax, load(e + i) * r, load_up_to(mass + i, n - i, 0), total_mass, factor), n - i);
+    if (i < n) store_up_to(grad + i, mass_gradient(&softmax, load(e + i) * r, load_up_to(mass + i, n - i, 0),
+                                                   total_mass, factor), n - i);
 }
 
 /* `curvature` is given for the focal loss; its total is total_curvature. */
-NOINLINE void put_soft_hessian(REAL *hess, const REAL *e, REAL rescale, const REAL *mass, const REAL *curvature, int64_t n,
+NOINLINE void put_soft_hessian(REAL *hess, const REAL *e, REAL rescale, const REAL *mass, const REAL *curvature,
+                               int64_t n,
                                const SOFTMAX *row, PAIR total_mass, PAIR total_curvature, REAL scale)
 {
     const VECTOR mass_factor = scale * row->inverse * total(total_mass);
     for (int64_t i = 0; i < n; i += LANES) {
         const VECTOR e_i = load(e + i) * rescale;
-        store_up_to(hess + i, curvature ? scale * focal_hessian(row, e_i, load(mass + i), load(curvature + i), total_mass, total_curvature)
+        store_up_to(hess + i, curvature ? scale * focal_hessian(row, e_i, load(mass + i), load(curvature + i),
+                                                                total_mass, total_curvature)
                                         : hessian(row, e_i, mass_factor), n - i);
     }
 }

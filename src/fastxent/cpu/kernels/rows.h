@@ -1,7 +1,8 @@
-/* The row regime: lanes are classes, contiguous in memory, of rows that fit in the first-level cache (up to CHUNK classes).
+/* The row regime: lanes are classes, contiguous in memory, of rows that fit in the first-level cache (up to CHUNK
+ * classes).
  *
- * LANES of them at a time where they are short: what is done once per row (logarithm, divisions, reductions over lanes) is
- * done for all of them at once.
+ * LANES of them at a time where they are short: what is done once per row (logarithm, divisions, reductions over
+ * lanes) is done for all of them at once.
  */
 #ifndef FASTXENT_ROWS_H
 #define FASTXENT_ROWS_H
@@ -11,7 +12,8 @@
 
 enum {
     CHUNK = 8192 / sizeof(REAL),     /* classes: logits, the next logits and exponentials fit in the first-level cache */
-    GROUP_BYTES = 8 * 1024           /* of exponentials held for one group of rows, beside which others are on their way out */
+    /* of exponentials held for one group of rows, beside which others are on their way out */
+    GROUP_BYTES = 8 * 1024
 };
 
 NOINLINE VECTOR row_maximum(const REAL *z, int64_t n)
@@ -181,7 +183,8 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
     if (scratch->is_packed)
         outgoing_begin(&scratch->pending, sent, 0, 0, group->rows * n_classes, 1, NULL, to, 0);
     else
-        outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors, to,
+        outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors,
+                       to,
                        block->grad.inner);
     scratch->e = scratch->other_e;
     scratch->other_e = sent;
@@ -229,7 +232,8 @@ INLINE void batch_maxima(const GROUP *group, VECTOR *parts)
     }
 }
 
-/* Exponentials of short rows, and their sums, also of those below 1, which costs less than to look who needs it; what is pending is streamed meanwhile. */
+/* Exponentials of short rows, and their sums, also of those below 1, which costs less than to look who needs it; what
+ * is pending is streamed meanwhile. */
 INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *parts, VECTOR *below_parts)
 {
     const int64_t n_classes = group->block->job->n_classes, padded = group->scratch->padded;
@@ -240,7 +244,8 @@ INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *part
         REAL *e = exponentials_of(group, lane);
         VECTOR m[BATCH], sum[BATCH], below[BATCH];
 #pragma GCC unroll 4
-        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]), sum[k] = below[k] = broadcast(0);
+        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]),
+            sum[k] = below[k] = broadcast(0);
         for (int64_t i = 0; i < n_classes; i += LANES) {
             if (pending->vectors >= BATCH) {
 #pragma GCC unroll 4
@@ -302,7 +307,8 @@ INLINE void group_softmax(GROUP *group)
         REAL sums[LANES];
         store(sums, all);
         for (int lane = 0; lane < rows && !has_below; lane++)
-            below_parts[lane] = is_short || sums[lane] < 2 ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
+            below_parts[lane] = is_short || sums[lane] < 2
+                ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
         below = sum_of_group(below_parts, rows);
     }
     group->softmax = softmax_of(m, all, below);
@@ -326,7 +332,8 @@ NOINLINE void put_activations(GROUP *group)
         if (job->task == FX_LOG_SOFTMAX)
             for (int64_t i = 0; i < n_classes; i += LANES)
                 store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
-        else if (!job->stream || group->scratch->is_packed) scale_out(out, exponentials_of(group, lane), one.inverse, n_classes, 0);
+        else if (!job->stream || group->scratch->is_packed) scale_out(out, exponentials_of(group, lane), one.inverse,
+                                                                      n_classes, 0);
     }
     if (job->task != FX_LOGSUMEXP) send_gradient(group, job->task == FX_SOFTMAX ? factors : NULL);
 }
@@ -367,11 +374,13 @@ INLINE void index_group(GROUP *group)
     }
     put_values(block, value, row);
 #if REAL_BITS == 32
-    if (UNLIKELY(has_infinite(value))) widen_values(block, softmax->max, softmax->log_sum, NULL, 0, 1, row, group->rows);
+    if (UNLIKELY(has_infinite(value))) widen_values(block, softmax->max, softmax->log_sum, NULL, 0, 1, row,
+                                                    group->rows);
 #endif
     if (!job->grad.data) return;
 
-    REAL complements[LANES], gradients[LANES], hessians[LANES], scaled_inverse[LANES], scales[LANES], masses[LANES], curvatures[LANES];
+    REAL complements[LANES], gradients[LANES], hessians[LANES], scaled_inverse[LANES], scales[LANES], masses[LANES],
+        curvatures[LANES];
     store(scaled_inverse, scale * softmax->inverse);
     store(complements, complement(softmax, target.e));
     store(gradients, index_gradient(softmax, target.e, scale * softmax->inverse));
@@ -388,7 +397,8 @@ INLINE void index_group(GROUP *group)
         }
         if (group->scratch->is_packed) {
             const VECTOR factor = broadcast(scaled_inverse[lane]);
-            for (int64_t i = 0; i < n_classes; i += LANES) store(grad + i, load(e + i) * factor); /* past the end, into what was read */
+            /* past the end, into what was read */
+            for (int64_t i = 0; i < n_classes; i += LANES) store(grad + i, load(e + i) * factor);
             grad[label] = gradients[lane];
         } else if (job->stream) e[label] = -complements[lane]; /* times the factor it is the target's gradient */
         else {
@@ -410,17 +420,20 @@ NOINLINE unsigned smoothed_rows(GROUP *group, VECTOR *values)
     const int64_t n_classes = job->n_classes, row = group->row;
     const TARGETS target = targets_of_group(group);
     VECTOR parts[LANES];
-    REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0}, factors[LANES], uniform[LANES], gradients[LANES];
+    REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0}, factors[LANES], uniform[LANES],
+        gradients[LANES];
     store(max, softmax->max);
     for (int lane = 0; lane < LANES; lane++) {
         const int counts = lane < group->rows;
         const double weight = counts ? (double)class_weight(job, block->label[row + lane]) : 0;
-        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes) : broadcast(0);
+        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes)
+            : broadcast(0);
         masses[lane] = (REAL)smoothed_mass(smoothing, weight);
         others[lane] = (REAL)smoothed_others(smoothing, weight);
         plain[lane] = (REAL)(smoothing->one_minus_eps * weight);
     }
-    const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows) + load(plain) * (softmax->max - target.z);
+    const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows)
+        + load(plain) * (softmax->max - target.z);
     const VECTOR mass = load(masses) + load(others), value = mass * softmax->log_sum + distance;
     REAL lanes[LANES];
     unsigned done = 0;
@@ -471,7 +484,8 @@ INLINE VECTOR masses_of_group(GROUP *group, unsigned done, const REAL **masses, 
     *total_mass = reduce_pairs(mass_parts, group->rows);
     store(high, total_mass->high);
     for (int lane = 0; lane < group->rows; lane++)
-        if (!(done >> lane & 1) && high[lane] == 0 && !counts_without_mass(job)) group->block->weight[group->row + lane] = 0;
+        if (!(done >> lane & 1) && high[lane] == 0 && !counts_without_mass(job))
+            group->block->weight[group->row + lane] = 0;
     return sum_of_group(distance_parts, group->rows);
 }
 
@@ -485,7 +499,8 @@ RARE VECTOR focal_masses_of_group(GROUP *group, PAIR *total_mass, PAIR *total_cu
         if (lane >= group->rows) continue;
         const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
         REAL *mass = group->scratch->mass + lane * padded, *curvature = group->scratch->curvature + lane * padded;
-        value_parts[lane] = focal_masses(&one, logits_of(group, lane), exponentials_of(group, lane), group->block->job->n_classes,
+        value_parts[lane] = focal_masses(&one, logits_of(group, lane), exponentials_of(group, lane),
+                                         group->block->job->n_classes,
                                          focus_of(group->block->job), mass, curvature);
         mass_parts[lane] = compensated_sum_of(mass, n_vectors);
         curvature_parts[lane] = compensated_sum_of(curvature, n_vectors);
@@ -512,7 +527,8 @@ NOINLINE void soft_rows(GROUP *group, unsigned done, VECTOR values_done)
     const REAL *masses[LANES] = {NULL};
     PAIR total_mass, total_curvature = zero_pair();
     VECTOR value = masses_of_group(group, done, masses, &total_mass);
-    value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) : total(total_mass) * softmax->log_sum + value;
+    value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) : total(total_mass) * softmax->log_sum
+        + value;
     if (done) {
         REAL lanes[LANES], lanes_done[LANES];
         store(lanes, value), store(lanes_done, values_done);
@@ -539,7 +555,8 @@ NOINLINE void soft_rows(GROUP *group, unsigned done, VECTOR values_done)
         REAL *e = exponentials_of(group, lane), *hess = hessian_row(group, lane);
         const PAIR mass = pair_of_lane(high, low, lane), curvature = pair_of_lane(curvature_high, curvature_low, lane);
         if (hess)
-            put_soft_hessian(hess, e, 1, masses[lane], focal ? group->scratch->curvature + lane * padded : NULL, n_classes, &one, mass,
+            put_soft_hessian(hess, e, 1, masses[lane], focal ? group->scratch->curvature + lane * padded : NULL,
+                             n_classes, &one, mass,
                              curvature, scale);
         put_soft_row(gradient_row(group, lane), e, 1, masses[lane], n_classes, &one, mass, scale);
     }
@@ -570,7 +587,8 @@ static void compute_rows(BLOCK *block, REAL *memory)
     scratch.smoothing = smoothing_of(block->job);
     block->grad_is_clear = block->job->stream;
     for (int64_t row = 0; row < block->rows; row += scratch.rows_per_group) {
-        GROUP group = {.block = block, .scratch = &scratch, .row = row, .rows = (int)at_most(block->rows - row, scratch.rows_per_group)};
+        GROUP group = {.block = block, .scratch = &scratch, .row = row,
+                       .rows = (int)at_most(block->rows - row, scratch.rows_per_group)};
         compute_group(&group);
     }
     outgoing_rest(&scratch.pending);
