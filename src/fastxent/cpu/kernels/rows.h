@@ -409,19 +409,23 @@ INLINE void index_group(GROUP *group)
     send_gradient(group, scaled_inverse);
 }
 
-/* Smoothed class indices where all is finite. Returns which rows these are, or do not count, as bits; the others go the
- * general way, row by row, since no row may depend on what is in another. */
-NOINLINE unsigned smoothed_rows(GROUP *group, VECTOR *values)
+/* Smoothed class indices of a group. */
+typedef struct {
+    unsigned done; /* bits: which rows are finite, or do not count; the others go the general way, since no row may
+                    * depend on what is in another */
+    REAL values[LANES], factors[LANES], uniform[LANES], gradients[LANES];
+} SMOOTHED_ROWS;
+
+NOINLINE void smooth_group(const GROUP *group, SMOOTHED_ROWS *smoothed)
 {
-    BLOCK *block = group->block;
+    const BLOCK *block = group->block;
     const fx_job *job = block->job;
     const SMOOTHED_INDEX *smoothing = &group->scratch->smoothing;
     const SOFTMAX *softmax = &group->softmax;
     const int64_t n_classes = job->n_classes, row = group->row;
     const TARGETS target = targets_of_group(group);
     VECTOR parts[LANES];
-    REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0}, factors[LANES], uniform[LANES],
-        gradients[LANES];
+    REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0};
     store(max, softmax->max);
     for (int lane = 0; lane < LANES; lane++) {
         const int counts = lane < group->rows;
@@ -435,29 +439,25 @@ NOINLINE unsigned smoothed_rows(GROUP *group, VECTOR *values)
     const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows)
         + load(plain) * (softmax->max - target.z);
     const VECTOR mass = load(masses) + load(others), value = mass * softmax->log_sum + distance;
-    REAL lanes[LANES];
-    unsigned done = 0;
-    store(lanes, value);
-    for (int lane = 0; lane < group->rows; lane++)
-        if (isfinite(lanes[lane]) || block->weight[row + lane] == 0) done |= 1u << lane;
-    *values = value;
-    put_values(block, value, row);
-    if (!job->grad.data) return done;
-
     const VECTOR scale = load_up_to(block->scale + row, group->rows, 0), scaled_inverse = scale * softmax->inverse;
-    store(factors, mass * scaled_inverse), store(uniform, smoothing->uniform * scale);
-    store(gradients, weighed_gradient(softmax, target.e, load(masses), load(others), scaled_inverse));
-    for (int lane = 0; lane < group->rows; lane++) {
-        if (!(done >> lane & 1)) continue;
-        REAL *e = exponentials_of(group, lane), *grad = gradient_row(group, lane), *hess = hessian_row(group, lane);
-        if (hess) {
-            const SOFTMAX one = softmax_of_lane(softmax, lane);
-            put_index_hessian(hess, e, n_classes, &one, factors[lane], 1, NULL, 0);
-        }
-        put_smoothed_row(grad, e, smoothing->weight, n_classes, factors[lane], uniform[lane]);
-        grad[block->label[row + lane]] = gradients[lane];
+    store(smoothed->values, value);
+    store(smoothed->factors, mass * scaled_inverse), store(smoothed->uniform, smoothing->uniform * scale);
+    store(smoothed->gradients, weighed_gradient(softmax, target.e, load(masses), load(others), scaled_inverse));
+    for (int lane = 0; lane < group->rows; lane++)
+        if (isfinite(smoothed->values[lane]) || block->weight[row + lane] == 0) smoothed->done |= 1u << lane;
+}
+
+NOINLINE void put_smoothed_lane(const GROUP *group, const SMOOTHED_ROWS *smoothed, int lane)
+{
+    const int64_t n_classes = group->block->job->n_classes;
+    REAL *e = exponentials_of(group, lane), *grad = gradient_row(group, lane), *hess = hessian_row(group, lane);
+    const REAL factor = smoothed->factors[lane];
+    if (hess) {
+        const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
+        put_index_hessian(hess, e, n_classes, &one, factor, 1, NULL, 0);
     }
-    return done;
+    put_smoothed_row(grad, e, group->scratch->smoothing.weight, n_classes, factor, smoothed->uniform[lane]);
+    grad[group->block->label[group->row + lane]] = smoothed->gradients[lane];
 }
 
 /* Masses of every kind, and their sums over the classes; returns the distances. */
@@ -516,23 +516,26 @@ INLINE PAIR pair_of_lane(const REAL *high, const REAL *low, int lane)
     return pair;
 }
 
-/* Probabilities, and class indices where smoothing is not simple: the rows that are not done, whose values they are. */
-NOINLINE void soft_rows(GROUP *group, unsigned done, VECTOR values_done)
+/* Probabilities, and class indices where smoothing is not simple. Rows are put one after the other: packed, each
+ * takes the place of exponentials of those before. */
+NOINLINE void soft_rows(GROUP *group, const SMOOTHED_ROWS *smoothed)
 {
     BLOCK *block = group->block;
     const fx_job *job = block->job;
     const int64_t n_classes = job->n_classes, padded = group->scratch->padded, row = group->row;
     const int focal = job->task == FX_FOCAL;
     const SOFTMAX *softmax = &group->softmax;
+    const unsigned done = smoothed->done;
     const REAL *masses[LANES] = {NULL};
     PAIR total_mass, total_curvature = zero_pair();
     VECTOR value = masses_of_group(group, done, masses, &total_mass);
     value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) : total(total_mass) * softmax->log_sum
         + value;
     if (done) {
-        REAL lanes[LANES], lanes_done[LANES];
-        store(lanes, value), store(lanes_done, values_done);
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] = done >> lane & 1 ? lanes_done[lane] : lanes[lane];
+        REAL lanes[LANES];
+        store(lanes, value);
+        for (int lane = 0; lane < LANES; lane++)
+            if (done >> lane & 1) lanes[lane] = smoothed->values[lane];
         value = load(lanes);
     }
     put_values(block, value, row);
@@ -549,7 +552,10 @@ NOINLINE void soft_rows(GROUP *group, unsigned done, VECTOR values_done)
     store(high, total_mass.high), store(low, total_mass.low);
     store(curvature_high, total_curvature.high), store(curvature_low, total_curvature.low);
     for (int lane = 0; lane < group->rows; lane++) {
-        if (done >> lane & 1) continue;
+        if (done >> lane & 1) {
+            put_smoothed_lane(group, smoothed, lane);
+            continue;
+        }
         const SOFTMAX one = softmax_of_lane(softmax, lane);
         const REAL scale = block->scale[row + lane];
         REAL *e = exponentials_of(group, lane), *hess = hessian_row(group, lane);
@@ -564,10 +570,15 @@ NOINLINE void soft_rows(GROUP *group, unsigned done, VECTOR values_done)
 
 INLINE void soft_group(GROUP *group)
 {
-    VECTOR values = broadcast(0);
-    const unsigned done = group->scratch->smoothing.is_exact ? smoothed_rows(group, &values) : 0;
-    if (done != (1u << group->rows) - 1) soft_rows(group, done, values);
-    if (group->block->job->grad.data) send_gradient(group, NULL);
+    const int has_grad = group->block->job->grad.data != NULL;
+    SMOOTHED_ROWS smoothed = {.done = 0};
+    if (group->scratch->smoothing.is_exact) smooth_group(group, &smoothed);
+    if (smoothed.done != (1u << group->rows) - 1) soft_rows(group, &smoothed);
+    else {
+        put_values(group->block, load(smoothed.values), group->row);
+        for (int lane = 0; lane < group->rows && has_grad; lane++) put_smoothed_lane(group, &smoothed, lane);
+    }
+    if (has_grad) send_gradient(group, NULL);
 }
 
 static void compute_group(GROUP *group)
