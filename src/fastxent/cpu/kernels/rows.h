@@ -138,7 +138,7 @@ INLINE const REAL *logits_of(const GROUP *group, int lane) { return row_of(&grou
 INLINE REAL *exponentials_of(const GROUP *group, int lane) { return group->scratch->e + lane * group->scratch->padded; }
 
 /* Where row `lane` of the group goes: to the array, or packed to the stage. */
-INLINE REAL *hessian_row(const GROUP *group, int lane)
+NOINLINE REAL *hessian_row(const GROUP *group, int lane)
 {
     const BLOCK *block = group->block;
     if (!block->hess.data) return NULL;
@@ -232,12 +232,26 @@ INLINE void batch_maxima(const GROUP *group, VECTOR *parts)
     }
 }
 
+/* The lines of a row that are not written whole. */
+NOINLINE void fetch_ends(const GROUP *group, int lane)
+{
+    const fx_array *grad = &group->block->grad;
+    const int64_t n_classes = group->block->job->n_classes;
+    if (!group->block->job->stream || grad->inner == n_classes || lane >= group->rows) return;
+    prefetch_to_write(row_of(grad, group->row + lane));
+    prefetch_to_write(row_of(grad, group->row + lane) + n_classes);
+}
+
+/* Rows with gaps between them end everywhere. */
+NOINLINE void stream_some(OUTGOING *pending) { outgoing_some(pending, BATCH); }
+
 /* Exponentials of short rows, and their sums, also of those below 1, which costs less than to look who needs it; what
  * is pending is streamed meanwhile. */
 INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *parts, VECTOR *below_parts)
 {
     const int64_t n_classes = group->block->job->n_classes, padded = group->scratch->padded;
     const int64_t next = group->scratch->rows_per_group * group->block->logits.inner;
+    const int has_gaps = group->block->job->stream && !group->scratch->is_packed;
     OUTGOING *pending = &group->scratch->pending;
     for (int lane = 0; lane < group->rows; lane += BATCH) {
         const REAL *z[BATCH];
@@ -246,13 +260,17 @@ INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *part
 #pragma GCC unroll 4
         for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]),
             sum[k] = below[k] = broadcast(0);
+        if (has_gaps)
+#pragma GCC unroll 1
+            for (int k = 0; k < BATCH; k++) fetch_ends(group, lane + k);
         for (int64_t i = 0; i < n_classes; i += LANES) {
             if (pending->vectors >= BATCH) {
 #pragma GCC unroll 4
                 for (int k = 0; k < BATCH; k++)
                     stream_store(pending->out + k * LANES, outgoing_product(pending, load(pending->next + k * LANES)));
                 pending->out += BATCH * LANES, pending->next += BATCH * LANES, pending->vectors -= BATCH;
-            }
+            } else if (pending->parts > 1)
+                stream_some(pending);
 #pragma GCC unroll 4
             for (int k = 0; k < BATCH; k++) {
                 prefetch(z[k] + next + i), prefetch_far(z[k] + 2 * next + i);
@@ -282,12 +300,6 @@ INLINE void group_softmax(GROUP *group)
     for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(1);
     const VECTOR m = maximum_of_rows(parts, rows);
     store(max, m);
-    const fx_array *grad = &block->grad;
-    if (block->job->stream && grad->inner != n_classes)
-        for (int lane = 0; lane < rows; lane++) { /* lines that are not written whole */
-            prefetch_to_write(row_of(grad, group->row + lane));
-            prefetch_to_write(row_of(grad, group->row + lane) + n_classes);
-        }
     if (is_short && !any(not_finite(m))) {
         if (group->scratch->pending.parts) outgoing_some(&group->scratch->pending, 1); /* so that a part is begun */
         batch_exponentials(group, max, parts, below_parts);
@@ -295,6 +307,7 @@ INLINE void group_softmax(GROUP *group)
     } else
         for (int lane = 0; lane < rows; lane++) {
             REAL *e = exponentials_of(group, lane);
+            fetch_ends(group, lane);
             row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
                              logits_of(group, 2 * rows + lane), &group->scratch->pending);
             parts[lane] = sum_of_row(e, n_vectors);
