@@ -13,6 +13,7 @@
 
 #include "elementary.h"
 #include "half.h"
+#include "transpose.h"
 
 /* The arrays of a block begin at its first row: `inner` and `klass` lead on from there. */
 typedef struct {
@@ -24,6 +25,7 @@ typedef struct {
     double *weight, *value;     /* value: the loss of each row before its weight */
     REAL *scale;                /* weight times the scale of the gradient */
     int all_weigh_one;          /* then `weight` is not filled in */
+    int grad_is_clear;          /* the gradient of rows of weight 0 is 0 already */
 } BLOCK;
 
 /* Of an array of REAL. */
@@ -60,12 +62,13 @@ INLINE BLOCK block_of(const fx_job *job, int64_t number)
                    array_from(&job->sample_weight, job->sample_weight_type, outer, first),
                    array_from(&job->loss, job->real_type, outer, first), array_from(&job->grad, job->real_type, outer, first),
                    array_from(&job->hess, job->real_type, outer, first), job->real_type, at_most(job->n_inner - first, job->rows_per_block),
-                   NULL, NULL, NULL, NULL, 0};
+                   NULL, NULL, NULL, NULL, 0, 0};
     return block;
 }
 
 /* n numbers of any type as REAL. */
-INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
+NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
+                         REAL *RESTRICT out)
 {
     if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
     else if (type == REAL_TYPE && stride == 1) memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
@@ -77,7 +80,8 @@ INLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdif
 }
 
 /* And back, as the type of the logits. */
-INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
+NOINLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
+                          const REAL *from)
 {
     if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
     else {
@@ -88,7 +92,7 @@ INLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdi
 }
 
 /* One floating number. */
-INLINE double number_at(const fx_array *array, int type, ptrdiff_t offset)
+NOINLINE double number_at(const fx_array *array, int type, ptrdiff_t offset)
 {
     if (type == FX_FLOAT32) return (double)((const float *)array->data)[offset];
     if (type == FX_FLOAT64) return ((const double *)array->data)[offset];
@@ -110,19 +114,20 @@ INLINE double sample_weight(const BLOCK *block, int64_t row)
 
 INLINE REAL class_weight(const fx_job *job, int64_t c) { return job->class_weight ? ((const REAL *)job->class_weight)[c] : 1; }
 
+INLINE double target_at(const BLOCK *block, int64_t row, int64_t c)
+{
+    return number_at(&block->target, block->job->target_type, row * block->target.inner + c * block->target.klass);
+}
+
 /* Probabilities whose whole mass lies on the ignored class: the one-hot form of an ignored label. */
-RARE int is_ignored_one_hot(const BLOCK *block, int64_t row)
+NOINLINE int is_ignored_one_hot(const BLOCK *block, int64_t row)
 {
     const fx_job *job = block->job;
     if (!job->has_ignore_index || (uint64_t)job->ignore_index >= (uint64_t)job->n_classes) return 0;
-    int only = 1, some = 0;
-    for (int64_t c = 0; c < job->n_classes && (only || !some); c++) {
-        const double t = number_at(&block->target, job->target_type, row * block->target.inner + c * block->target.klass);
-        if (c == job->ignore_index) some = t > 0;
-        else only &= t == 0;
-        if (!only) return 0;
-    }
-    return some;
+    if (!(target_at(block, row, job->ignore_index) > 0)) return 0;
+    for (int64_t c = 0; c < job->n_classes; c++)
+        if (c != job->ignore_index && target_at(block, row, c) != 0) return 0;
+    return 1;
 }
 
 /* Whether a row counts although its target has no mass: smoothing gives it some, unless all of that is masked. What
@@ -240,7 +245,9 @@ static double sum_of_rows(const double *value, int64_t rows)
 
 INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
 {
-    write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
+    if (is_half(block->job->real_type)) write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1,
+                                                    1, &value);
+    else *row_of(&block->loss, row) = value;
 }
 
 /* Weight the losses, and clear the rows of weight 0. Their gradients are multiples of 0 already: for class indices only a
@@ -261,7 +268,7 @@ static void clear_rows(BLOCK *block)
             n_unclean += (weight[i] == 0) & (all | !(fabs(value[i]) < INFINITY));
         }
         for (int64_t i = 0; i < n_unclean; i++) {
-            zero_row(block, &block->grad, unclean[i], block->type);
+            if (!block->grad_is_clear) zero_row(block, &block->grad, unclean[i], block->type);
             if (job->hess.data) zero_row(block, &block->hess, unclean[i], block->type);
         }
     }
@@ -314,54 +321,129 @@ static double survey_labels(const BLOCK *block, int *flaws)
     return weight_sum;
 }
 
-/* Row sums of w t, and whether every t is finite as REAL and >= 0; runs along the axis with the smaller stride. */
-#define SURVEY_PROBABILITIES(storage, name, type, AS_DOUBLE)                                          \
-    storage int survey_##name(const BLOCK *block, double *RESTRICT mass)                               \
-    {                                                                                                 \
-        const fx_job *job = block->job;                                                               \
-        const ptrdiff_t row_stride = block->target.inner, class_stride = block->target.klass;         \
-        const type *p = (const type *)block->target.data;                                             \
-        int good = 1;                                                                                 \
-        for (int64_t i = 0; i < block->rows; i++) mass[i] = 0;                                        \
-        if (row_stride == 1 && class_stride != 1)                                                     \
-            for (int64_t c = 0; c < job->n_classes; c++)                                              \
-                for (int64_t i = 0; i < block->rows; i++) {                                           \
-                    const double t = AS_DOUBLE(p[i + c * class_stride]);                              \
-                    good &= (t >= 0) & (t < INFINITY);                                                \
-                    mass[i] += (double)class_weight(job, c) * t;                                      \
-                }                                                                                     \
-        else                                                                                          \
-            for (int64_t i = 0; i < block->rows; i++) {                                               \
-                double sums[4] = {0, 0, 0, 0};                                                        \
-                for (int64_t c = 0; c < job->n_classes; c++) {                                        \
-                    const double t = AS_DOUBLE(p[i * row_stride + c * class_stride]);                 \
-                    good &= (t >= 0) & (t < INFINITY);                                                \
-                    sums[c % 4] += (double)class_weight(job, c) * t;                                  \
-                }                                                                                     \
-                mass[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);                                  \
-            }                                                                                         \
-        return good;                                                                                  \
+/* LANES doubles, in as many vectors as that takes. */
+#if LANES == 1
+typedef double DOUBLES, DOUBLES_UNALIGNED;
+#else
+typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES)));
+typedef double DOUBLES_UNALIGNED __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+#endif
+enum { DOUBLES_PER_VECTOR = REAL_BITS == 32 && LANES > 1 ? 2 : 1 };
+typedef struct {
+    DOUBLES part[DOUBLES_PER_VECTOR];
+} WIDE;
+
+INLINE WIDE widened(VECTOR v)
+{
+#if REAL_BITS == 64 || LANES == 1
+    WIDE wide = {{v}};
+#elif VECTOR_BYTES == 64
+    WIDE wide = {{_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))}};
+#elif VECTOR_BYTES == 32 && defined(__AVX__)
+    WIDE wide = {{_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))}};
+#else
+    WIDE wide = {{__builtin_convertvector(LOWER(v), DOUBLES), __builtin_convertvector(UPPER(v), DOUBLES)}};
+#endif
+    return wide;
+}
+
+/* sum + w t. */
+INLINE WIDE add_weighted(WIDE sum, VECTOR w, VECTOR t)
+{
+    const WIDE wide_w = widened(w), wide_t = widened(t);
+#pragma GCC unroll 2
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) sum.part[k] += wide_w.part[k] * wide_t.part[k];
+    return sum;
+}
+
+INLINE WIDE load_wide(const double *p)
+{
+    WIDE wide;
+#pragma GCC unroll 2
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++)
+        wide.part[k] = *(const DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR);
+    return wide;
+}
+INLINE void store_wide(double *p, WIDE wide)
+{
+#pragma GCC unroll 2
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR)
+        = wide.part[k];
+}
+
+/* n neighbouring targets from `offset` on where they lie, or converted into `buffer`. */
+INLINE const REAL *targets_at(const BLOCK *block, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *buffer)
+{
+    const int type = block->job->target_type;
+    if (type == REAL_TYPE && stride == 1) return (const REAL *)block->target.data + offset;
+    read_reals(&block->target, type, offset, stride, n, buffer);
+    return buffer;
+}
+
+enum { MAXIMAL_ROWS_PER_BLOCK = 1024, SURVEY_STEP = 1024 };
+
+INLINE MASK is_probability(VECTOR t) { return both(less(t, broadcast((REAL)INFINITY)), negate(less(t, broadcast(0)))); }
+
+/* The sum of w t of n classes of one row. */
+INLINE double survey_row(const BLOCK *block, int64_t row, int64_t n_classes, REAL *buffer, MASK *all_good)
+{
+    const fx_job *job = block->job;
+    WIDE sum = widened(broadcast(0));
+    MASK good = *all_good;
+    double sums[LANES], total = 0;
+    for (int64_t first = 0; first < n_classes; first += SURVEY_STEP) {
+        const int64_t n = at_most(n_classes - first, SURVEY_STEP);
+        const REAL *t = targets_at(block, row * block->target.inner + first * block->target.klass,
+                                   block->target.klass, n, buffer);
+        const REAL *w = job->class_weight ? (const REAL *)job->class_weight + first : NULL;
+        for (int64_t i = 0; i < n; i += LANES) {
+            const VECTOR t_i = load_up_to(t + i, n - i, 0);
+            prefetch(t + i + 32 * LANES);
+            good = both(good, is_probability(t_i));
+            sum = add_weighted(sum, w ? load_up_to(w + i, n - i, 0) : broadcast(1), t_i);
+        }
     }
-#define AS_REAL(t) ((double)(REAL)(t))
-#define AS_FLOAT16(t) ((double)of_float16(t))
-#define AS_BFLOAT16(t) ((double)of_bfloat16(t))
-SURVEY_PROBABILITIES(RARE, float16, uint16_t, AS_FLOAT16)
-SURVEY_PROBABILITIES(RARE, bfloat16, uint16_t, AS_BFLOAT16)
-SURVEY_PROBABILITIES(static, float32, float, AS_REAL)
-SURVEY_PROBABILITIES(static, float64, double, AS_REAL)
+    *all_good = good;
+    store_wide(sums, sum);
+    for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+    return total;
+}
 
-enum { MAXIMAL_ROWS_PER_BLOCK = 1024 };
+/* The same for all rows of a block that lie side by side. */
+static void survey_neighbours(const BLOCK *block, double *mass, REAL *buffer, MASK *good)
+{
+    memset(mass, 0, (size_t)padded_rows(block->rows) * sizeof *mass);
+    for (int64_t c = 0; c < block->job->n_classes; c++) {
+        const REAL *t = targets_at(block, c * block->target.klass, 1, block->rows, buffer);
+        for (int64_t i = 0; i < block->rows; i += LANES) {
+            const VECTOR t_i = load_up_to(t + i, block->rows - i, 0);
+            *good = both(*good, is_probability(t_i));
+            store_wide(mass + i, add_weighted(load_wide(mass + i), broadcast(class_weight(block->job, c)), t_i));
+        }
+    }
+}
 
+/* Whether every t is finite as REAL and >= 0, and the sum of w t; runs along the axis without gaps. */
 static double survey_probabilities(const BLOCK *block, int *flaws)
 {
-    static int (*const survey_type[])(const BLOCK *, double *) = {survey_float16, survey_bfloat16, survey_float32,
-                                                                  survey_float64};
-    double mass[MAXIMAL_ROWS_PER_BLOCK], weight_sum = 0;
-    if (!survey_type[block->job->target_type - FX_FLOAT16](block, mass)) {
+    double mass[MAXIMAL_ROWS_PER_BLOCK + 2 * LANES], weight_sum = 0;
+    REAL buffer[SURVEY_STEP];
+    MASK good = equal(broadcast(0), broadcast(0));
+    const fx_job *job = block->job;
+    /* Where all weigh the same, rows without gaps are one. */
+    const int is_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index
+        && block->target.klass == 1
+                       && block->target.inner == job->n_classes;
+    const int64_t rows = is_one ? 1 : block->rows;
+    if (block->target.inner == 1 && block->target.klass != 1) survey_neighbours(block, mass, buffer, &good);
+    else
+        for (int64_t i = 0; i < rows; i++)
+            mass[i] = survey_row(block, i, is_one ? block->rows * job->n_classes : job->n_classes, buffer, &good);
+    if (any(negate(good))) {
         *flaws |= FX_BAD_TARGET;
         return 0;
     }
-    for (int64_t i = 0; i < block->rows; i++)
+    for (int64_t i = 0; i < rows; i++)
         if (!is_ignored_one_hot(block, i)) weight_sum += mass[i] * sample_weight(block, i);
     return weight_sum;
 }

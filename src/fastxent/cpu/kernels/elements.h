@@ -433,7 +433,7 @@ RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL 
 
 /* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. Their
  * own prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
-NOINLINE void exponentials_of(const REAL *z, int64_t n, REAL *e)
+NOINLINE void exponentials_of_chunk(const REAL *z, int64_t n, REAL *e)
 {
     for (int64_t i = 0; i < n; i += LANES) {
         prefetch(z + i + ELEMENTS_CHUNK);
@@ -451,7 +451,7 @@ static void sigmoid_chunk(const ELEMENTS *chunk, const REAL *z, REAL *out)
         }
         return;
     }
-    exponentials_of(z, n, chunk->e);
+    exponentials_of_chunk(z, n, chunk->e);
     for (int64_t i = 0; i < n; i += LANES)
         put_gradient(chunk, out + i, log_sigmoid_of(load_up_to(z + i, n - i, 0), load(chunk->e + i)), n - i);
 }
@@ -487,7 +487,7 @@ static double loss_chunk(ELEMENTS *chunk, int first_of_block, const REAL *z, REA
     if (job->pos_weight.data) pos_weight = pos_weight_of(chunk, first_of_block);
     /* Infinite logits and losses are rare: most chunks do without a look at every one of them. */
     if (job->inputs == FX_LOGITS) {
-        exponentials_of(z, chunk->n, chunk->e);
+        exponentials_of_chunk(z, chunk->n, chunk->e);
         if (job->task == FX_BINARY_FOCAL) binary_chunk(chunk, z, t, NULL, grad, hess, FX_BINARY_FOCAL, 0);
         else binary_chunk(chunk, z, t, pos_weight, grad, hess, FX_BINARY_CROSS_ENTROPY, 0);
         sum = sum_of_values(chunk->value, weight, chunk->n);

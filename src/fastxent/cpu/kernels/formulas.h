@@ -169,11 +169,14 @@ INLINE VECTOR mass_value(VECTOR u, VECTOR z, VECTOR m)
     return choose(equal(u, broadcast(0)), broadcast(0), -u * shift(z, m));
 }
 
-/* The gradient of a class with target mass u. */
+/* The gradient of a class with target mass u, all others having other_mass. */
+INLINE VECTOR weighed_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, VECTOR other_mass, VECTOR scaled_inverse)
+{
+    return (e * other_mass - u * complement(row, e)) * scaled_inverse;
+}
 INLINE VECTOR mass_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, PAIR mass, VECTOR scaled_inverse)
 {
-    VECTOR other_mass = (mass.high - u) + mass.low;
-    return (e * other_mass - u * complement(row, e)) * scaled_inverse;
+    return weighed_gradient(row, e, u, (mass.high - u) + mass.low, scaled_inverse);
 }
 
 /* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */

@@ -16,6 +16,7 @@ typedef struct {
     ptrdiff_t step, to_step;
     int64_t length, last_length, parts;
     const REAL *factors;   /* of each part; NULL: 1 */
+    REAL addend;           /* to all products */
 
     int64_t begun;         /* parts; of the last one begun: */
     const REAL *next;
@@ -33,6 +34,7 @@ INLINE void outgoing_begin(OUTGOING *outgoing, const REAL *from, ptrdiff_t step,
     outgoing->from = from, outgoing->step = step, outgoing->to = to, outgoing->to_step = to_step;
     outgoing->length = length, outgoing->last_length = last_length, outgoing->parts = parts, outgoing->factors = factors;
     outgoing->begun = outgoing->vectors = outgoing->tail = 0;
+    outgoing->addend = 0;
 }
 
 /* Write what is carried; nothing follows it there. */
@@ -43,9 +45,15 @@ INLINE void outgoing_flush(OUTGOING *outgoing)
     outgoing->out = NULL;
 }
 
-INLINE void carry(OUTGOING *outgoing, const REAL *from, int64_t n, REAL factor)
+INLINE VECTOR outgoing_product(const OUTGOING *outgoing, VECTOR v)
 {
-    for (int64_t i = 0; i < n; i++) outgoing->line[outgoing->carried + i] = from[i] * factor;
+    return multiply_add(v, broadcast(outgoing->factor), broadcast(outgoing->addend));
+}
+
+/* The next n < LANES values, as far as they fit the line. */
+INLINE void carry(OUTGOING *outgoing, const REAL *from, int64_t n)
+{
+    store_first(outgoing->line + outgoing->carried, outgoing_product(outgoing, load_first(from, (int)n, 0)), (int)n);
     outgoing->carried += n;
 }
 
@@ -53,24 +61,24 @@ INLINE void carry(OUTGOING *outgoing, const REAL *from, int64_t n, REAL factor)
 NOINLINE int outgoing_next(OUTGOING *outgoing)
 {
     for (;;) {
-        carry(outgoing, outgoing->next, outgoing->tail, outgoing->factor);
+        if (outgoing->tail) carry(outgoing, outgoing->next, outgoing->tail);
         outgoing->tail = 0;
         if (outgoing->begun == outgoing->parts) return 0;
         const REAL *from = outgoing->from + outgoing->begun * outgoing->step;
         REAL *to = outgoing->to + outgoing->begun * outgoing->to_step;
-        const REAL factor = outgoing->factors ? outgoing->factors[outgoing->begun] : 1;
+        outgoing->factor = outgoing->factors ? outgoing->factors[outgoing->begun] : 1;
         int64_t n = ++outgoing->begun == outgoing->parts ? outgoing->last_length : outgoing->length, head;
         const int is_aligned = (uintptr_t)outgoing->out % (VECTOR_BYTES + !VECTOR_BYTES) == 0;
         if (!outgoing->out || !is_aligned || to != outgoing->out + outgoing->carried) {
             outgoing_flush(outgoing);
             head = (int64_t)((0 - (uintptr_t)to) % (VECTOR_BYTES + !VECTOR_BYTES) / sizeof(REAL));
             if (head > n) head = n;
-            store_up_to(to, load_up_to(from, head, 0) * factor, head);
+            store_first(to, outgoing_product(outgoing, load_first(from, (int)head, 0)), (int)head);
             outgoing->out = to + head;
         } else {
             head = outgoing->carried ? LANES - outgoing->carried : 0;
             if (head > n) head = n;
-            carry(outgoing, from, head, factor);
+            if (head) carry(outgoing, from, head);
             if (outgoing->carried == LANES) {
                 stream_store(outgoing->out, load(outgoing->line));
                 outgoing->out += LANES;
@@ -80,7 +88,6 @@ NOINLINE int outgoing_next(OUTGOING *outgoing)
         outgoing->next = from + head;
         outgoing->vectors = (n - head) / LANES;
         outgoing->tail = (n - head) % LANES;
-        outgoing->factor = factor;
         if (outgoing->vectors) return 1;
     }
 }
@@ -90,8 +97,8 @@ INLINE void outgoing_some(OUTGOING *outgoing, int64_t most)
 {
     while (most > 0 && (outgoing->vectors || outgoing_next(outgoing))) {
         const int64_t n = outgoing->vectors < most ? outgoing->vectors : most;
-        const VECTOR factor = broadcast(outgoing->factor);
-        for (int64_t i = 0; i < n; i++) stream_store(outgoing->out + i * LANES, load(outgoing->next + i * LANES) * factor);
+        for (int64_t i = 0; i < n; i++)
+            stream_store(outgoing->out + i * LANES, outgoing_product(outgoing, load(outgoing->next + i * LANES)));
         outgoing->out += n * LANES, outgoing->next += n * LANES, outgoing->vectors -= n;
         most -= n;
     }

@@ -9,7 +9,7 @@
 #ifndef FASTXENT_PLAIN_ROWS_H
 #define FASTXENT_PLAIN_ROWS_H
 
-#include "rows.h"
+#include "long_rows.h"
 
 RARE void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row)
 {

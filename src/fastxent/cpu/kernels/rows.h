@@ -1,24 +1,22 @@
-/* The row regimes: lanes are classes, contiguous in memory.
+/* The row regime: lanes are classes, contiguous in memory, of rows that fit in the first-level cache (up to CHUNK
+ * classes).
  *
- * rows:       rows that fit in the first-level cache (up to CHUNK classes), LANES of them at a time where they are short:
- *             what is done once per row (logarithm, divisions, reductions over lanes) is done for all of them at once.
- * long rows:  rows of any length and any strides, a chunk of CHUNK classes at a time. Each chunk has its own maximum m_j
- *             and sum; the exponentials are taken relative to m_j and rescaled by exp(m_j - m) once, at the end, per
- *             chunk and never per element. So the logits are read from memory once, and the error of rescaling does not
- *             add up. The exponentials are kept up to KEPT_BYTES a row; beyond, they are computed a second time.
+ * LANES of them at a time where they are short: what is done once per row (logarithm, divisions, reductions over
+ * lanes) is done for all of them at once.
  */
 #ifndef FASTXENT_ROWS_H
 #define FASTXENT_ROWS_H
 
-#include "tile.h"
+#include "masses.h"
+#include "outgoing.h"
 
 enum {
     CHUNK = 8192 / sizeof(REAL),     /* classes: logits, the next logits and exponentials fit in the first-level cache */
-    GROUP_BYTES = 16 * 1024,         /* of exponentials held for one group of rows: a third of the first-level cache */
-    KEPT_BYTES = 1024 * 1024         /* of exponentials held for one long row: half of the second-level cache */
+    /* of exponentials held for one group of rows, beside which others are on their way out */
+    GROUP_BYTES = 8 * 1024
 };
 
-INLINE VECTOR row_maximum(const REAL *z, int64_t n)
+NOINLINE VECTOR row_maximum(const REAL *z, int64_t n)
 {
     const REAL lowest = (REAL)-INFINITY;
     VECTOR a = broadcast(lowest), b = a, c = a, d = a;
@@ -35,7 +33,7 @@ INLINE VECTOR row_maximum(const REAL *z, int64_t n)
 /* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory,
  * and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers stop at the
  * end of what is being read. */
-INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
+NOINLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
                               const REAL *far, OUTGOING *pending)
 {
     const VECTOR m = broadcast(max);
@@ -48,11 +46,11 @@ INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const 
         const int64_t both = at_most((n - i) / LANES, pending->vectors);
         const REAL *from = pending->next;
         REAL *out = pending->out;
-        const VECTOR factor = broadcast(pending->factor);
+        const VECTOR factor = broadcast(pending->factor), addend = broadcast(pending->addend);
         pending->next += both * LANES, pending->out += both * LANES, pending->vectors -= both;
         for (const int64_t end = i + both * LANES; i < end; i += LANES, from += LANES, out += LANES) {
             prefetch(next + i), prefetch_far(far + i);
-            stream_store(out, load(from) * factor);
+            stream_store(out, multiply_add(load(from), factor, addend));
             store(e + i, exponential(load(z + i), m));
         }
     }
@@ -66,7 +64,7 @@ INLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const 
     }
 }
 
-INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
+NOINLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
 {
     REAL lanes[6][LANES];
     store(lanes[0], rows->max), store(lanes[1], rows->all), store(lanes[2], rows->others);
@@ -76,63 +74,26 @@ INLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
     return row;
 }
 
-/* The compensated sum of formulas.h for one number at a time, in double. */
-typedef struct {
-    double high, low;
-} SCALAR_PAIR;
+NOINLINE VECTOR sum_of_row(const REAL *e, int64_t n_vectors) { return sum_of(e, n_vectors); }
+NOINLINE VECTOR sum_of_row_below_one(const REAL *e, int64_t n_vectors) { return sum_below_one(e, n_vectors); }
 
-INLINE void add_scalar(SCALAR_PAIR *sum, double term)
-{
-    const double next = sum->high + term, from = next - sum->high;
-    sum->low += (sum->high - (next - from)) + (term - from);
-    sum->high = next;
-}
-INLINE double total_scalar(SCALAR_PAIR sum) { return isfinite(sum.high) ? sum.high + sum.low : sum.high; }
-
-/* Add the lanes of a compensated sum. */
-INLINE void add_lanes(SCALAR_PAIR *sum, PAIR pair)
-{
-    REAL high[LANES], low[LANES];
-    store(high, pair.high), store(low, pair.low);
-    for (int lane = 0; lane < LANES; lane++) {
-        add_scalar(sum, (double)high[lane]);
-        sum->low += (double)low[lane];
-    }
-}
-INLINE double total_of_lanes(PAIR pair)
-{
-    SCALAR_PAIR sum = {0, 0};
-    add_lanes(&sum, pair);
-    return total_scalar(sum);
-}
-
-INLINE double sum_of_lanes(VECTOR v)
-{
-    REAL lanes[LANES];
-    double sum = 0;
-    store(lanes, v);
-    for (int lane = 0; lane < LANES; lane++) sum += (double)lanes[lane];
-    return sum;
-}
-
-/* A scalar pair as REAL numbers: the high part rounded, the low part what that lost. */
-INLINE void split(SCALAR_PAIR sum, REAL *high, REAL *low)
-{
-    *high = (REAL)sum.high;
-    *low = isfinite(sum.high) ? (REAL)((sum.high - (double)*high) + sum.low) : 0;
-}
-
-/* ---- rows ---- */
+/* ---- groups ---- */
 
 typedef struct {
-    REAL *e, *mass, *curvature, *terms; /* [rows_per_group][padded], but terms [padded] */
-    REAL *other_e;                      /* what is pending, while e is filled again */
-    REAL *hess_stage;                   /* packed, for streaming */
-    OUTGOING pending;                   /* the gradient of the group before */
+    REAL *e, *mass, *curvature; /* [rows_per_group][padded] */
+    REAL *other_e;              /* what is pending, while e is filled again */
+    REAL *hess_stage;           /* packed, for streaming */
+    OUTGOING pending;           /* the gradient of the group before */
     REAL factors[LANES];
+    SMOOTHED_INDEX smoothing;
     int64_t padded;
     int rows_per_group;
+    int is_short;               /* few vectors a row: rows are taken BATCH at a time */
+    int is_packed;              /* gradients are finished in place, without gaps, and go out as one */
 } ROWS;
+
+/* Rows of fewer than 8 vectors, which sum_of adds up one after the other. */
+enum { BATCH = VECTOR_BYTES == 64 ? 4 : LANES > 1 ? 2 : 1, SHORT_ROW = 8 * LANES };
 
 static int rows_per_group(const fx_job *job)
 {
@@ -146,14 +107,15 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     const int64_t line = 64 / (int64_t)sizeof(REAL);
     rows->padded = round_up(job->n_classes, LANES);
     rows->rows_per_group = rows_per_group(job);
+    rows->is_short = rows->padded < SHORT_ROW;
+    rows->is_packed = rows->is_short && job->stream && job->grad.inner == job->n_classes;
     const int64_t group = round_up(rows->rows_per_group * rows->padded, line);
     REAL *next = scratch;
     rows->e = next, next += group;
-    rows->mass = rows->curvature = rows->terms = rows->other_e = rows->hess_stage = NULL;
+    rows->mass = rows->curvature = rows->other_e = rows->hess_stage = NULL;
     rows->pending = (OUTGOING){0};
     if (is_soft(job)) {
         rows->mass = next, next += group;
-        rows->terms = next, next += round_up(rows->padded, line);
         if (job->task == FX_FOCAL) rows->curvature = next, next += group;
     }
     if (job->stream) {
@@ -163,575 +125,497 @@ static size_t rows_scratch(const fx_job *job, REAL *scratch, ROWS *rows)
     return (size_t)(next - scratch) * sizeof(REAL);
 }
 
-/* The target masses of a chunk of one row, classes first .. first + n - 1, to whole vectors (0 past the end). */
-static void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform,
-                     REAL masked, REAL *mass)
-{
-    const fx_job *job = block->job;
-    const VECTOR one_minus_eps = broadcast((REAL)(1 - job->label_smoothing)), spread = broadcast(uniform);
-    if (has_labels(job)) {
-        for (int64_t i = 0; i < n; i++) mass[i] = 0;
-        const int64_t at = block->label[row] - first;
-        if (at >= 0 && at < n) mass[at] = 1;
-    } else
-        read_reals(&block->target, job->target_type, row * block->target.inner + first * block->target.klass,
-                   block->target.klass, n, mass);
-    const REAL *weight = job->class_weight && is_soft(job) ? (const REAL *)job->class_weight + first : NULL;
-    for (int64_t i = 0; i < n; i += LANES) {
-        VECTOR w = weight ? load_up_to(weight + i, n - i, 0) : broadcast(1);
-        VECTOR u = target_mass(load_up_to(z + i, n - i, masked), load_up_to(mass + i, n - i, 0), w, one_minus_eps,
-                               spread, masked);
-        store(mass + i, u);
-    }
-}
+/* A group at work: lanes are rows. */
+typedef struct {
+    BLOCK *block;
+    ROWS *scratch;
+    int64_t row;
+    int rows;
+    SOFTMAX softmax;
+} GROUP;
 
-/* eps / K', the smoothing mass of each of the K' classes that are not masked. */
-INLINE REAL uniform_mass(const fx_job *job, int64_t unmasked)
-{
-    return job->label_smoothing > 0 ? (REAL)(job->label_smoothing / (double)unmasked) : 0;
-}
-INLINE int64_t count_unmasked(const REAL *z, int64_t n, REAL masked)
-{
-    int64_t unmasked = 0;
-    for (int64_t c = 0; c < n; c++) unmasked += z[c] != masked;
-    return unmasked;
-}
-
-/* The sum of u (m - z). */
-static double row_distance(const REAL *mass, const REAL *z, REAL max, int64_t n, REAL *terms)
-{
-    const VECTOR m = broadcast(max);
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i += LANES, count++)
-        store(terms + i, mass_value(load(mass + i), load_up_to(z + i, n - i, max), m));
-    return total_of_lanes(compensated_sum_of(terms, count));
-}
-
-/* From the target masses u of a focal loss to its a and b (formulas.h), whole vectors; z and e as far as there are
- * classes. Returns what is added to the value. */
-static double focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass,
-                           REAL *curvature, REAL *terms)
-{
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i += LANES, count++) {
-        const VECTOR u = load(mass + i), z_i = load_up_to(z + i, n - i, (REAL)-INFINITY);
-        const FOCAL focal = focal_of(row, load(e + i), row->log_sum - shift(z_i, row->max), focus);
-        store(terms + i, focal_value(u, &focal));
-        store(mass + i, without_zero(u, focal.mass));
-        store(curvature + i, without_zero(u, focal.curvature));
-    }
-    return total_of_lanes(compensated_sum_of(terms, count));
-}
-
-/* The Hessian of one row of a class index, whose exponentials are factor times e. `scale` includes the weights, and for the
- * focal loss, where `focal` is given and the caller then sets that of the target itself, not its mass. */
-NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse, REAL factor,
-                                const FOCAL *focal, REAL scale)
-{
-    const VECTOR zero = broadcast(0);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const VECTOR e_i = load(e + i) * factor;
-        store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass), one_of(focal->curvature))
-                                    : hessian(row, e_i, broadcast(scaled_inverse)), n - i);
-    }
-}
-
-/* The Hessian of the target itself. */
-INLINE VECTOR focal_hessian_of_target(const SOFTMAX *row, VECTOR e, const FOCAL *focal)
-{
-    return focal_hessian(row, e, focal->mass, focal->curvature, one_of(focal->mass), one_of(focal->curvature));
-}
-
-/* `curvature` is given for the focal loss; its total is total_curvature. */
-NOINLINE void put_soft_row(REAL *grad, REAL *hess, const REAL *e, const REAL *mass, const REAL *curvature, int64_t n,
-                         const SOFTMAX *row, PAIR total_mass, PAIR total_curvature, REAL scale)
-{
-    const VECTOR factor = scale * row->inverse, mass_factor = factor * total(total_mass);
-    for (int64_t i = 0; i < n; i += LANES) {
-        VECTOR e_i = load(e + i), a = load(mass + i);
-        store_up_to(grad + i, mass_gradient(row, e_i, a, total_mass, factor), n - i);
-        if (!hess) continue;
-        store_up_to(hess + i, curvature ? scale * focal_hessian(row, e_i, a, load(curvature + i), total_mass, total_curvature)
-                                        : hessian(row, e_i, mass_factor), n - i);
-    }
-}
+INLINE const REAL *logits_of(const GROUP *group, int lane) { return row_of(&group->block->logits, group->row + lane); }
+INLINE REAL *exponentials_of(const GROUP *group, int lane) { return group->scratch->e + lane * group->scratch->padded; }
 
 /* Where row `lane` of the group goes: to the array, or packed to the stage. */
-INLINE REAL *group_row(const BLOCK *block, const fx_array *array, REAL *stage, int64_t row, int lane)
+NOINLINE REAL *hessian_row(const GROUP *group, int lane)
 {
-    if (!array->data) return NULL;
-    return stage ? stage + lane * block->job->n_classes : row_of(array, row + lane);
+    const BLOCK *block = group->block;
+    if (!block->hess.data) return NULL;
+    return group->scratch->hess_stage ? group->scratch->hess_stage + lane * block->job->n_classes
+                                      : row_of(&block->hess, group->row + lane);
 }
 
-INLINE void flush_group(const BLOCK *block, const fx_array *array, const REAL *stage, int64_t row, int rows)
+NOINLINE void flush_hessians(const GROUP *group)
 {
-    const int64_t n_classes = block->job->n_classes;
-    if (!array->data || !stage) return;
-    if (array->inner == n_classes) copy_out(row_of(array, row), stage, rows * n_classes, 1);
-    else
-        for (int lane = 0; lane < rows; lane++)
-            copy_out(row_of(array, row + lane), stage + lane * n_classes, n_classes, 1);
+    const int64_t n_classes = group->block->job->n_classes;
+    const fx_array *hess = &group->block->hess;
+    if (!group->scratch->hess_stage) return;
+    const int together = hess->inner == n_classes;
+    for (int lane = 0; lane < (together ? 1 : group->rows); lane++)
+        copy_out(row_of(hess, group->row + lane), group->scratch->hess_stage + lane * n_classes,
+                 together ? group->rows * n_classes : n_classes, 1);
 }
 
 /* Streamed, a gradient stays in the place of its exponentials, but for a factor, until it goes out while those of the next
  * group are computed. */
-INLINE void send_gradient(const BLOCK *block, ROWS *scratch, int64_t row, int rows, const REAL *factors)
+INLINE REAL *gradient_row(const GROUP *group, int lane)
 {
+    if (group->scratch->is_packed) return group->scratch->e + lane * group->block->job->n_classes;
+    return group->block->job->stream ? exponentials_of(group, lane) : row_of(&group->block->grad, group->row + lane);
+}
+
+NOINLINE void send_gradient(GROUP *group, const REAL *factors)
+{
+    const BLOCK *block = group->block;
+    ROWS *scratch = group->scratch;
     const int64_t n_classes = block->job->n_classes;
     REAL *sent = scratch->e;
     if (!block->job->stream) return;
-    if (factors) memcpy(scratch->factors, factors, sizeof scratch->factors);
-    outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, rows, factors ? scratch->factors : NULL,
-                   row_of(&block->grad, row), block->grad.inner);
+    for (int lane = 0; lane < LANES; lane++) scratch->factors[lane] = factors ? factors[lane] : 1;
+    if (is_loss(block->job) && !block->all_weigh_one) /* what does not count; once streamed it would be fetched again */
+        for (int lane = 0; lane < group->rows; lane++)
+            if (block->weight[group->row + lane] == 0) {
+                memset(gradient_row(group, lane), 0, (size_t)n_classes * sizeof(REAL));
+                scratch->factors[lane] = 1;
+            }
+    REAL *to = row_of(&block->grad, group->row);
+    if (scratch->is_packed)
+        outgoing_begin(&scratch->pending, sent, 0, 0, group->rows * n_classes, 1, NULL, to, 0);
+    else
+        outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors,
+                       to,
+                       block->grad.inner);
     scratch->e = scratch->other_e;
     scratch->other_e = sent;
 }
 
-INLINE REAL *gradient_row(const BLOCK *block, const ROWS *scratch, int64_t row, int lane)
+/* The same as reduce_maximum and reduce_sum, which for few rows mostly reduce what is empty. */
+#define DEFINE_ROW_REDUCTION(name, reduce, OPERATION)                                                \
+    NOINLINE VECTOR name(VECTOR *parts, int rows)                                                    \
+    {                                                                                                \
+        REAL lanes[LANES];                                                                           \
+        if (rows > FEW_ROWS) return reduce(parts);                                                   \
+        store(lanes, broadcast(1));                                                                  \
+        for (int lane = 0; lane < rows; lane++) {                                                    \
+            VECTOR v = parts[lane];                                                                  \
+            _Pragma("GCC unroll 4") for (int s = 1; s < LANES; s *= 2)                               \
+                v = OPERATION(even_blocks(v, v, s), odd_blocks(v, v, s));                            \
+            lanes[lane] = first_lane(v);                                                             \
+        }                                                                                            \
+        return load(lanes);                                                                          \
+    }
+DEFINE_ROW_REDUCTION(maximum_of_rows, reduce_maximum, maximum)
+DEFINE_ROW_REDUCTION(sum_of_group, reduce_sum, PLUS)
+
+/* Row `lane` of a batch, which may go past the last one. */
+INLINE const REAL *batch_row(const GROUP *group, int lane)
 {
-    return block->job->stream ? scratch->e + lane * scratch->padded : row_of(&block->grad, row + lane);
+    return logits_of(group, lane < group->rows ? lane : group->rows - 1);
 }
 
-static void compute_group(BLOCK *block, ROWS *scratch, int64_t row, int rows)
+/* Maxima of short rows. */
+INLINE void batch_maxima(const GROUP *group, VECTOR *parts)
 {
-    const fx_job *job = block->job;
-    const int64_t n_classes = job->n_classes, padded = scratch->padded, n_vectors = padded / LANES;
-    const int soft = is_soft(job);
-    VECTOR parts[LANES];
-    const int focal = job->task == FX_FOCAL;
-    REAL max[LANES], high[LANES] = {0}, low[LANES] = {0}, distance[LANES] = {0}, scaled_inverse[LANES];
-    REAL curvature_high[LANES] = {0}, curvature_low[LANES] = {0};
-
-    for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(row_of(&block->logits, row + lane), n_classes);
-    for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(0);
-    const VECTOR m = reduce_maximum(parts);
-    store(max, m);
-
-    for (int lane = 0; lane < rows; lane++) {
-        const REAL *z = row_of(&block->logits, row + lane);
-        REAL *e = scratch->e + lane * padded;
-        if (is_loss(job) && soft) {
-            REAL *mass = scratch->mass + lane * padded;
-            const REAL uniform = job->label_smoothing > 0
-                ? uniform_mass(job, count_unmasked(z, n_classes, (REAL)-INFINITY)) : 0;
-            SCALAR_PAIR total_mass = {0, 0};
-            row_mass(block, row + lane, z, 0, n_classes, uniform, (REAL)-INFINITY, mass);
-            add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
-            split(total_mass, &high[lane], &low[lane]);
-            distance[lane] = (REAL)row_distance(mass, z, max[lane], n_classes, scratch->terms);
-            if (high[lane] == 0 && !counts_without_mass(job)) block->weight[row + lane] = 0;
-        }
-        row_exponentials(e, z, max[lane], n_classes, row_of(&block->logits, row + rows + lane),
-                         row_of(&block->logits, row + 2 * rows + lane), &scratch->pending);
-        parts[lane] = sum_of(e, n_vectors);
+    const REAL lowest = (REAL)-INFINITY;
+    const int64_t n_classes = group->block->job->n_classes;
+    for (int lane = 0; lane < group->rows; lane += BATCH) {
+        const REAL *z[BATCH];
+        VECTOR max[BATCH];
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), max[k] = broadcast(lowest);
+        for (int64_t i = 0; i < n_classes; i += LANES)
+#pragma GCC unroll 4
+            for (int k = 0; k < BATCH; k++) max[k] = maximum(load_up_to(z[k] + i, n_classes - i, lowest), max[k]);
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) parts[lane + k] = max[k];
     }
-    outgoing_rest(&scratch->pending);
-    const VECTOR all = reduce_sum(parts);
+}
+
+/* The lines of a row that are not written whole. */
+NOINLINE void fetch_ends(const GROUP *group, int lane)
+{
+    const fx_array *grad = &group->block->grad;
+    const int64_t n_classes = group->block->job->n_classes;
+    if (!group->block->job->stream || grad->inner == n_classes || lane >= group->rows) return;
+    prefetch_to_write(row_of(grad, group->row + lane));
+    prefetch_to_write(row_of(grad, group->row + lane) + n_classes);
+}
+
+/* Rows with gaps between them end everywhere. */
+NOINLINE void stream_some(OUTGOING *pending) { outgoing_some(pending, BATCH); }
+
+/* Exponentials of short rows, and their sums, also of those below 1, which costs less than to look who needs it; what
+ * is pending is streamed meanwhile. */
+INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *parts, VECTOR *below_parts)
+{
+    const int64_t n_classes = group->block->job->n_classes, padded = group->scratch->padded;
+    const int64_t next = group->scratch->rows_per_group * group->block->logits.inner;
+    const int has_gaps = group->block->job->stream && !group->scratch->is_packed;
+    OUTGOING *pending = &group->scratch->pending;
+    for (int lane = 0; lane < group->rows; lane += BATCH) {
+        const REAL *z[BATCH];
+        REAL *e = exponentials_of(group, lane);
+        VECTOR m[BATCH], sum[BATCH], below[BATCH];
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]),
+            sum[k] = below[k] = broadcast(0);
+        if (has_gaps)
+#pragma GCC unroll 1
+            for (int k = 0; k < BATCH; k++) fetch_ends(group, lane + k);
+        for (int64_t i = 0; i < n_classes; i += LANES) {
+            if (pending->vectors >= BATCH) {
+#pragma GCC unroll 4
+                for (int k = 0; k < BATCH; k++)
+                    stream_store(pending->out + k * LANES, outgoing_product(pending, load(pending->next + k * LANES)));
+                pending->out += BATCH * LANES, pending->next += BATCH * LANES, pending->vectors -= BATCH;
+            } else if (pending->parts > 1)
+                stream_some(pending);
+#pragma GCC unroll 4
+            for (int k = 0; k < BATCH; k++) {
+                prefetch(z[k] + next + i), prefetch_far(z[k] + 2 * next + i);
+                const VECTOR e_k = exponential(load_up_to(z[k] + i, n_classes - i, (REAL)-INFINITY), m[k]);
+                store(e + k * padded + i, e_k);
+                sum[k] += e_k;
+                below[k] += keep(less(e_k, broadcast(1)), e_k);
+            }
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < BATCH; k++) parts[lane + k] = sum[k], below_parts[lane + k] = below[k];
+    }
+}
+
+/* Maxima, exponentials and their sums. */
+INLINE void group_softmax(GROUP *group)
+{
+    const BLOCK *block = group->block;
+    const int64_t n_classes = block->job->n_classes, n_vectors = group->scratch->padded / LANES;
+    const int rows = group->rows, is_short = group->scratch->is_short;
+    VECTOR parts[LANES], below_parts[LANES];
+    REAL max[LANES];
+    int has_below = 0;
+    if (is_short) batch_maxima(group, parts);
+    else
+        for (int lane = 0; lane < rows; lane++) parts[lane] = row_maximum(logits_of(group, lane), n_classes);
+    for (int lane = rows; lane < LANES; lane++) parts[lane] = broadcast(1);
+    const VECTOR m = maximum_of_rows(parts, rows);
+    store(max, m);
+    if (is_short && !any(not_finite(m))) {
+        if (group->scratch->pending.parts) outgoing_some(&group->scratch->pending, 1); /* so that a part is begun */
+        batch_exponentials(group, max, parts, below_parts);
+        has_below = 1;
+    } else
+        for (int lane = 0; lane < rows; lane++) {
+            REAL *e = exponentials_of(group, lane);
+            fetch_ends(group, lane);
+            row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
+                             logits_of(group, 2 * rows + lane), &group->scratch->pending);
+            parts[lane] = sum_of_row(e, n_vectors);
+        }
+    for (int lane = rows; lane < LANES; lane++) parts[lane] = below_parts[lane] = broadcast(1);
+    outgoing_rest(&group->scratch->pending);
+    const VECTOR all = sum_of_group(parts, rows);
     VECTOR below = all;
     if (any(less(all, broadcast(2)))) {
-        /* For short rows it costs less to do this for all than to have the processor guess which. */
-        const int for_all = n_vectors <= 8;
         REAL sums[LANES];
         store(sums, all);
-        for (int lane = 0; lane < rows; lane++)
-            parts[lane] = for_all || sums[lane] < 2 ? sum_below_one(scratch->e + lane * padded, n_vectors) : broadcast(0);
-        below = reduce_sum(parts);
+        for (int lane = 0; lane < rows && !has_below; lane++)
+            below_parts[lane] = is_short || sums[lane] < 2
+                ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
+        below = sum_of_group(below_parts, rows);
     }
-    const SOFTMAX softmax = softmax_of(m, all, below);
+    group->softmax = softmax_of(m, all, below);
+}
 
-    if (!is_loss(job)) {
-        REAL result[LANES];
-        store(result, log_sum_exp(&softmax));
+NOINLINE void put_activations(GROUP *group)
+{
+    const fx_job *job = group->block->job;
+    const int64_t n_classes = job->n_classes;
+    REAL result[LANES], factors[LANES];
+    store(result, log_sum_exp(&group->softmax));
+    store(factors, group->softmax.inverse);
+    for (int lane = 0; lane < group->rows; lane++) {
         if (job->task == FX_LOGSUMEXP) {
-            for (int lane = 0; lane < rows; lane++) put_loss(block, row + lane, result[lane]);
-            return;
+            put_loss(group->block, group->row + lane, result[lane]);
+            continue;
         }
-        REAL factors[LANES];
-        store(factors, softmax.inverse);
-        for (int lane = 0; lane < rows; lane++) {
-            const SOFTMAX one = softmax_of_lane(&softmax, lane);
-            const REAL *z = row_of(&block->logits, row + lane), *e = scratch->e + lane * padded;
-            REAL *out = gradient_row(block, scratch, row, lane);
-            if (job->task == FX_LOG_SOFTMAX)
-                for (int64_t i = 0; i < n_classes; i += LANES)
-                    store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
-            else if (!job->stream)
-                for (int64_t i = 0; i < n_classes; i += LANES) store_up_to(out + i, load(e + i) * one.inverse, n_classes - i);
-        }
-        send_gradient(block, scratch, row, rows, job->task == FX_SOFTMAX ? factors : NULL);
-        return;
+        const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
+        const REAL *z = logits_of(group, lane);
+        REAL *out = gradient_row(group, lane);
+        if (job->task == FX_LOG_SOFTMAX)
+            for (int64_t i = 0; i < n_classes; i += LANES)
+                store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
+        else if (!job->stream || group->scratch->is_packed) scale_out(out, exponentials_of(group, lane), one.inverse,
+                                                                      n_classes, 0);
     }
+    if (job->task != FX_LOGSUMEXP) send_gradient(group, job->task == FX_SOFTMAX ? factors : NULL);
+}
 
-    const VECTOR zero = broadcast(0);
-    VECTOR value, target_complement = zero, target_gradient = zero, target_hessian = zero;
-    VECTOR scale = load_up_to(block->scale + row, rows, 0);
-    FOCAL modulated = no_focal();
-    if (soft && focal) {
-        for (int lane = 0; lane < rows; lane++) {
-            const SOFTMAX one = softmax_of_lane(&softmax, lane);
-            REAL *mass = scratch->mass + lane * padded, *curvature = scratch->curvature + lane * padded;
-            SCALAR_PAIR total_mass = {0, 0}, total_curvature = {0, 0};
-            distance[lane] = (REAL)focal_masses(&one, row_of(&block->logits, row + lane), scratch->e + lane * padded, n_classes,
-                                                focus_of(job), mass, curvature, scratch->terms);
-            add_lanes(&total_mass, compensated_sum_of(mass, n_vectors));
-            add_lanes(&total_curvature, compensated_sum_of(curvature, n_vectors));
-            split(total_mass, &high[lane], &low[lane]);
-            split(total_curvature, &curvature_high[lane], &curvature_low[lane]);
-        }
-        value = load(distance);
-    } else if (soft) {
-        value = (load(high) + load(low)) * softmax.log_sum + load(distance);
-    } else {
-        REAL z_target[LANES] = {0}, e_target[LANES] = {0};
-        for (int lane = 0; lane < rows; lane++) {
-            z_target[lane] = row_of(&block->logits, row + lane)[block->label[row + lane]];
-            e_target[lane] = scratch->e[lane * padded + block->label[row + lane]];
-        }
-        value = index_value(&softmax, load(z_target));
-        if (focal) {
-            modulated = focal_of(&softmax, load(e_target), value, focus_of(job));
-            value *= modulated.modulation;
-            target_hessian = scale * focal_hessian_of_target(&softmax, load(e_target), &modulated);
-            scale *= modulated.mass;
-        }
-        target_complement = complement(&softmax, load(e_target));
-        target_gradient = index_gradient(&softmax, load(e_target), scale * softmax.inverse);
+/* What a target class has of its own. */
+typedef struct {
+    VECTOR z, e;
+} TARGETS;
+
+INLINE TARGETS targets_of_group(const GROUP *group)
+{
+    REAL z[LANES] = {0}, e[LANES] = {0};
+    for (int lane = 0; lane < group->rows; lane++) {
+        const int64_t label = group->block->label[group->row + lane];
+        z[lane] = logits_of(group, lane)[label], e[lane] = exponentials_of(group, lane)[label];
+    }
+    const TARGETS targets = {load(z), load(e)};
+    return targets;
+}
+
+/* A class index: all gradients but that of the target are one product. */
+INLINE void index_group(GROUP *group)
+{
+    BLOCK *block = group->block;
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes, row = group->row;
+    const int focal = job->task == FX_FOCAL;
+    const SOFTMAX *softmax = &group->softmax;
+    const TARGETS target = targets_of_group(group);
+    const VECTOR zero = broadcast(0), weight_scale = load_up_to(block->scale + row, group->rows, 0);
+    VECTOR value = index_value(softmax, target.z), scale = weight_scale, target_hessian = zero;
+    FOCAL modulated = {zero, zero, zero, zero};
+    if (focal) {
+        modulated = focal_of(softmax, target.e, value, focus_of(job));
+        value *= modulated.modulation;
+        target_hessian = scale * focal_hessian_of_target(softmax, target.e, &modulated);
+        scale *= modulated.mass;
     }
     put_values(block, value, row);
 #if REAL_BITS == 32
-    if (UNLIKELY(has_infinite(value)))
-        widen_values(block, m, softmax.log_sum, soft ? scratch->mass : NULL, padded, 1, row, rows);
+    if (UNLIKELY(has_infinite(value))) widen_values(block, softmax->max, softmax->log_sum, NULL, 0, 1, row,
+                                                    group->rows);
 #endif
     if (!job->grad.data) return;
 
-    REAL target_complements[LANES], target_gradients[LANES], target_hessians[LANES], scales[LANES], masses[LANES] = {0}, curvatures[LANES] = {0};
-    store(scaled_inverse, scale * softmax.inverse);
-    store(scales, load_up_to(block->scale + row, rows, 0));
-    store(target_complements, target_complement);
-    store(target_gradients, target_gradient);
-    store(target_hessians, target_hessian);
-    if (focal && !soft) store(masses, modulated.mass), store(curvatures, modulated.curvature);
-    for (int lane = 0; lane < rows; lane++) {
-        REAL *e = scratch->e + lane * padded, *grad = gradient_row(block, scratch, row, lane);
-        REAL *hess = group_row(block, &block->hess, scratch->hess_stage, row, lane);
+    REAL complements[LANES], gradients[LANES], hessians[LANES], scaled_inverse[LANES], scales[LANES], masses[LANES],
+        curvatures[LANES];
+    store(scaled_inverse, scale * softmax->inverse);
+    store(complements, complement(softmax, target.e));
+    store(gradients, index_gradient(softmax, target.e, scale * softmax->inverse));
+    store(hessians, target_hessian), store(scales, weight_scale);
+    store(masses, modulated.mass), store(curvatures, modulated.curvature);
+    for (int lane = 0; lane < group->rows; lane++) {
+        REAL *e = exponentials_of(group, lane), *grad = gradient_row(group, lane), *hess = hessian_row(group, lane);
         const int64_t label = block->label[row + lane];
-        if (soft) {
-            const SOFTMAX one = softmax_of_lane(&softmax, lane);
-            const PAIR total_mass = {broadcast(high[lane]), broadcast(low[lane])};
-            const PAIR total_curvature = {broadcast(curvature_high[lane]), broadcast(curvature_low[lane])};
-            put_soft_row(grad, hess, e, scratch->mass + lane * padded, focal ? scratch->curvature + lane * padded : NULL, n_classes,
-                         &one, total_mass, total_curvature, scales[lane]);
-            continue;
-        }
         if (hess) {
-            const SOFTMAX one = softmax_of_lane(&softmax, lane);
+            const SOFTMAX one = softmax_of_lane(softmax, lane);
             const FOCAL one_focal = {zero, broadcast(masses[lane]), broadcast(curvatures[lane]), zero};
             put_index_hessian(hess, e, n_classes, &one, scaled_inverse[lane], 1, focal ? &one_focal : NULL, scales[lane]);
-            if (focal) hess[label] = target_hessians[lane];
+            if (focal) hess[label] = hessians[lane];
         }
-        if (job->stream) e[label] = -target_complements[lane]; /* times the factor it is the target's gradient */
+        if (group->scratch->is_packed) {
+            const VECTOR factor = broadcast(scaled_inverse[lane]);
+            /* past the end, into what was read */
+            for (int64_t i = 0; i < n_classes; i += LANES) store(grad + i, load(e + i) * factor);
+            grad[label] = gradients[lane];
+        } else if (job->stream) e[label] = -complements[lane]; /* times the factor it is the target's gradient */
         else {
             scale_out(grad, e, broadcast(scaled_inverse[lane]), n_classes, 0);
-            grad[label] = target_gradients[lane];
+            grad[label] = gradients[lane];
         }
     }
-    send_gradient(block, scratch, row, rows, soft ? NULL : scaled_inverse);
-    flush_group(block, &block->hess, scratch->hess_stage, row, rows);
+    send_gradient(group, scaled_inverse);
+}
+
+/* Smoothed class indices of a group. */
+typedef struct {
+    unsigned done; /* bits: which rows are finite, or do not count; the others go the general way, since no row may
+                    * depend on what is in another */
+    REAL values[LANES], factors[LANES], uniform[LANES], gradients[LANES];
+} SMOOTHED_ROWS;
+
+NOINLINE void smooth_group(const GROUP *group, SMOOTHED_ROWS *smoothed)
+{
+    const BLOCK *block = group->block;
+    const fx_job *job = block->job;
+    const SMOOTHED_INDEX *smoothing = &group->scratch->smoothing;
+    const SOFTMAX *softmax = &group->softmax;
+    const int64_t n_classes = job->n_classes, row = group->row;
+    const TARGETS target = targets_of_group(group);
+    VECTOR parts[LANES];
+    REAL max[LANES], masses[LANES] = {0}, others[LANES] = {0}, plain[LANES] = {0};
+    store(max, softmax->max);
+    for (int lane = 0; lane < LANES; lane++) {
+        const int counts = lane < group->rows;
+        const double weight = counts ? (double)class_weight(job, block->label[row + lane]) : 0;
+        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes)
+            : broadcast(0);
+        masses[lane] = (REAL)smoothed_mass(smoothing, weight);
+        others[lane] = (REAL)smoothed_others(smoothing, weight);
+        plain[lane] = (REAL)(smoothing->one_minus_eps * weight);
+    }
+    const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows)
+        + load(plain) * (softmax->max - target.z);
+    const VECTOR mass = load(masses) + load(others), value = mass * softmax->log_sum + distance;
+    const VECTOR scale = load_up_to(block->scale + row, group->rows, 0), scaled_inverse = scale * softmax->inverse;
+    store(smoothed->values, value);
+    store(smoothed->factors, mass * scaled_inverse), store(smoothed->uniform, smoothing->uniform * scale);
+    store(smoothed->gradients, weighed_gradient(softmax, target.e, load(masses), load(others), scaled_inverse));
+    for (int lane = 0; lane < group->rows; lane++)
+        if (isfinite(smoothed->values[lane]) || block->weight[row + lane] == 0) smoothed->done |= 1u << lane;
+}
+
+NOINLINE void put_smoothed_lane(const GROUP *group, const SMOOTHED_ROWS *smoothed, int lane)
+{
+    const int64_t n_classes = group->block->job->n_classes;
+    REAL *e = exponentials_of(group, lane), *grad = gradient_row(group, lane), *hess = hessian_row(group, lane);
+    const REAL factor = smoothed->factors[lane];
+    if (hess) {
+        const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
+        put_index_hessian(hess, e, n_classes, &one, factor, 1, NULL, 0);
+    }
+    put_smoothed_row(grad, e, group->scratch->smoothing.weight, n_classes, factor, smoothed->uniform[lane]);
+    grad[group->block->label[group->row + lane]] = smoothed->gradients[lane];
+}
+
+/* Masses of every kind, and their sums over the classes; returns the distances. */
+INLINE VECTOR masses_of_group(GROUP *group, unsigned done, const REAL **masses, PAIR *total_mass)
+{
+    const fx_job *job = group->block->job;
+    const int64_t n_classes = job->n_classes;
+    PAIR mass_parts[LANES];
+    VECTOR distance_parts[LANES];
+    REAL max[LANES], high[LANES];
+    store(max, group->softmax.max);
+    for (int lane = 0; lane < LANES; lane++) {
+        MASS_SUMS sums = {zero_pair(), broadcast(0)};
+        if (lane < group->rows && !(done >> lane & 1)) {
+            const REAL *z = logits_of(group, lane);
+            const REAL uniform = job->label_smoothing > 0
+                ? uniform_mass(job, count_unmasked(z, n_classes, (REAL)-INFINITY)) : 0;
+            masses[lane] = target_masses(group->block, group->row + lane, z, 0, n_classes, uniform,
+                                     group->scratch->mass + lane * group->scratch->padded);
+            sums = mass_sums(masses[lane], z, max[lane], n_classes);
+        }
+        mass_parts[lane] = sums.mass, distance_parts[lane] = sums.distance;
+    }
+    *total_mass = reduce_pairs(mass_parts, group->rows);
+    store(high, total_mass->high);
+    for (int lane = 0; lane < group->rows; lane++)
+        if (!(done >> lane & 1) && high[lane] == 0 && !counts_without_mass(job))
+            group->block->weight[group->row + lane] = 0;
+    return sum_of_group(distance_parts, group->rows);
+}
+
+/* The focal loss puts its masses in the place of the others; returns the values. */
+RARE VECTOR focal_masses_of_group(GROUP *group, PAIR *total_mass, PAIR *total_curvature)
+{
+    const int64_t padded = group->scratch->padded, n_vectors = padded / LANES;
+    PAIR value_parts[LANES], mass_parts[LANES], curvature_parts[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        value_parts[lane] = mass_parts[lane] = curvature_parts[lane] = zero_pair();
+        if (lane >= group->rows) continue;
+        const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
+        REAL *mass = group->scratch->mass + lane * padded, *curvature = group->scratch->curvature + lane * padded;
+        value_parts[lane] = focal_masses(&one, logits_of(group, lane), exponentials_of(group, lane),
+                                         group->block->job->n_classes,
+                                         focus_of(group->block->job), mass, curvature);
+        mass_parts[lane] = compensated_sum_of(mass, n_vectors);
+        curvature_parts[lane] = compensated_sum_of(curvature, n_vectors);
+    }
+    *total_mass = reduce_pairs(mass_parts, group->rows);
+    *total_curvature = reduce_pairs(curvature_parts, group->rows);
+    return total(reduce_pairs(value_parts, group->rows));
+}
+
+INLINE PAIR pair_of_lane(const REAL *high, const REAL *low, int lane)
+{
+    const PAIR pair = {broadcast(high[lane]), broadcast(low[lane])};
+    return pair;
+}
+
+/* Probabilities, and class indices where smoothing is not simple. Rows are put one after the other: packed, each
+ * takes the place of exponentials of those before. */
+NOINLINE void soft_rows(GROUP *group, const SMOOTHED_ROWS *smoothed)
+{
+    BLOCK *block = group->block;
+    const fx_job *job = block->job;
+    const int64_t n_classes = job->n_classes, padded = group->scratch->padded, row = group->row;
+    const int focal = job->task == FX_FOCAL;
+    const SOFTMAX *softmax = &group->softmax;
+    const unsigned done = smoothed->done;
+    const REAL *masses[LANES] = {NULL};
+    PAIR total_mass, total_curvature = zero_pair();
+    VECTOR value = masses_of_group(group, done, masses, &total_mass);
+    value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) : total(total_mass) * softmax->log_sum
+        + value;
+    if (done) {
+        REAL lanes[LANES];
+        store(lanes, value);
+        for (int lane = 0; lane < LANES; lane++)
+            if (done >> lane & 1) lanes[lane] = smoothed->values[lane];
+        value = load(lanes);
+    }
+    put_values(block, value, row);
+#if REAL_BITS == 32
+    const int direct = masses_are_targets(job);
+    if (UNLIKELY(has_infinite(value)))
+        widen_values(block, softmax->max, softmax->log_sum,
+                     direct ? (const REAL *)block->target.data + row * block->target.inner : group->scratch->mass,
+                     direct ? block->target.inner : padded, 1, row, group->rows);
+#endif
+    if (!job->grad.data) return;
+
+    REAL high[LANES], low[LANES], curvature_high[LANES], curvature_low[LANES];
+    store(high, total_mass.high), store(low, total_mass.low);
+    store(curvature_high, total_curvature.high), store(curvature_low, total_curvature.low);
+    for (int lane = 0; lane < group->rows; lane++) {
+        if (done >> lane & 1) {
+            put_smoothed_lane(group, smoothed, lane);
+            continue;
+        }
+        const SOFTMAX one = softmax_of_lane(softmax, lane);
+        const REAL scale = block->scale[row + lane];
+        REAL *e = exponentials_of(group, lane), *hess = hessian_row(group, lane);
+        const PAIR mass = pair_of_lane(high, low, lane), curvature = pair_of_lane(curvature_high, curvature_low, lane);
+        if (hess)
+            put_soft_hessian(hess, e, 1, masses[lane], focal ? group->scratch->curvature + lane * padded : NULL,
+                             n_classes, &one, mass,
+                             curvature, scale);
+        put_soft_row(gradient_row(group, lane), e, 1, masses[lane], n_classes, &one, mass, scale);
+    }
+}
+
+INLINE void soft_group(GROUP *group)
+{
+    const int has_grad = group->block->job->grad.data != NULL;
+    SMOOTHED_ROWS smoothed = {.done = 0};
+    if (group->scratch->smoothing.is_exact) smooth_group(group, &smoothed);
+    if (smoothed.done != (1u << group->rows) - 1) soft_rows(group, &smoothed);
+    else {
+        put_values(group->block, load(smoothed.values), group->row);
+        for (int lane = 0; lane < group->rows && has_grad; lane++) put_smoothed_lane(group, &smoothed, lane);
+    }
+    if (has_grad) send_gradient(group, NULL);
+}
+
+static void compute_group(GROUP *group)
+{
+    const fx_job *job = group->block->job;
+    group_softmax(group);
+    if (!is_loss(job)) put_activations(group);
+    else if (!is_soft(job)) index_group(group);
+    else soft_group(group);
+    if (job->hess.data) flush_hessians(group);
 }
 
 static void compute_rows(BLOCK *block, REAL *memory)
 {
     ROWS scratch;
     rows_scratch(block->job, memory, &scratch);
+    scratch.smoothing = smoothing_of(block->job);
+    block->grad_is_clear = block->job->stream;
     for (int64_t row = 0; row < block->rows; row += scratch.rows_per_group) {
-        const int64_t left = block->rows - row;
-        compute_group(block, &scratch, row, left < scratch.rows_per_group ? (int)left : scratch.rows_per_group);
+        GROUP group = {.block = block, .scratch = &scratch, .row = row,
+                       .rows = (int)at_most(block->rows - row, scratch.rows_per_group)};
+        compute_group(&group);
     }
     outgoing_rest(&scratch.pending);
-    outgoing_flush(&scratch.pending);
-}
-
-/* ---- long rows ---- */
-
-typedef struct {
-    REAL *z, *e, *mass, *curvature, *terms, *grad, *hess; /* [CHUNK] */
-    REAL *kept;                                    /* [n_classes], NULL: computed again */
-    REAL *other_kept;                              /* what is pending, while kept is filled again */
-    REAL *max, *factor, *outgoing_factor;          /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
-    double *all, *below, *mass_of_chunk;           /* [n_chunks], relative to the maximum of the chunk */
-    int64_t n_chunks;
-    OUTGOING pending;                              /* the gradient of the row before */
-    REAL *target;                                  /* of which this element is still to be set */
-    REAL target_gradient;
-} LONG_ROW;
-
-/* Gradients of class indices and softmax need one multiplication from the exponentials to their place. Streamed, they go
- * out while the exponentials of the next row are computed. */
-INLINE int is_one_product(const fx_job *job)
-{
-    return (is_loss(job) ? !is_soft(job) : job->task == FX_SOFTMAX) && job->grad.klass == 1 && !is_half(job->real_type);
-}
-INLINE int goes_out_later(const fx_job *job) { return job->stream && is_one_product(job) && !job->hess.data; }
-
-static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
-{
-    const int64_t line = 64 / (int64_t)sizeof(REAL);
-    row->n_chunks = (job->n_classes + CHUNK - 1) / CHUNK;
-    REAL **chunks[] = {&row->z, &row->e, &row->mass, &row->curvature, &row->terms, &row->grad, &row->hess};
-    REAL **reals[] = {&row->max, &row->factor, &row->outgoing_factor};
-    double **doubles[] = {&row->all, &row->below, &row->mass_of_chunk};
-    const int64_t widths = (int64_t)(sizeof(double) / sizeof(REAL));
-    REAL *next = scratch;
-    for (int i = 0; i < COUNT(chunks); i++) *chunks[i] = next, next += CHUNK;
-    for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
-    for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
-    row->kept = row->other_kept = row->target = NULL;
-    row->pending = (OUTGOING){0};
-    if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
-        row->kept = next, next += round_up(job->n_classes, CHUNK);
-    if (row->kept && goes_out_later(job)) row->other_kept = next, next += round_up(job->n_classes, CHUNK);
-    return (size_t)(next - scratch) * sizeof(REAL);
-}
-
-/* Classes first .. first + n - 1 of a row where they lie, or gathered into `buffer` if they are apart, or halves. */
-INLINE const REAL *chunk_of(const BLOCK *block, int64_t row, int64_t first, int64_t n, REAL *buffer)
-{
-    const fx_array *array = &block->logits;
-    if (!is_half(block->type) && array->klass == 1) return row_of(array, row) + first;
-    read_reals(array, block->type, row * array->inner + first * array->klass, array->klass, n, buffer);
-    return buffer;
-}
-
-/* Where a chunk of an output is computed, and its way home from there. */
-INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer, int stream)
-{
-    if (!array->data) return NULL;
-    return array->klass == 1 && !stream && !is_half(block->type) ? row_of(array, row) + first : buffer;
-}
-INLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
-{
-    if (!array->data) return;
-    REAL *out = row_of(array, row) + first;
-    if (array->klass != 1 || is_half(block->type))
-        write_reals(array, block->type, row * array->inner + first * array->klass, array->klass, n, chunk);
-    else if (chunk != out) copy_out(out, chunk, n, block->job->stream);
-}
-
-INLINE int64_t chunk_length(const fx_job *job, int64_t first) { return at_most(job->n_classes - first, CHUNK); }
-
-/* eps / K' of a whole row. */
-RARE REAL uniform_mass_of_row(const BLOCK *block, int64_t row, REAL masked, REAL *buffer)
-{
-    int64_t unmasked = 0;
-    if (!(block->job->label_smoothing > 0)) return 0;
-    for (int64_t first = 0; first < block->job->n_classes; first += CHUNK) {
-        const int64_t n = chunk_length(block->job, first);
-        unmasked += count_unmasked(chunk_of(block, row, first, n, buffer), n, masked);
-    }
-    return uniform_mass(block->job, unmasked);
-}
-
-INLINE REAL first_lane(VECTOR v)
-{
-    REAL lanes[LANES];
-    store(lanes, v);
-    return lanes[0];
-}
-INLINE REAL largest_lane(VECTOR v)
-{
-    REAL lanes[LANES];
-    store(lanes, v);
-    REAL largest = lanes[0];
-    for (int lane = 1; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
-    return largest;
-}
-
-#if REAL_BITS == 32
-/* The sum of u (max - z) in double, where a distance overflows float32. */
-RARE double widened_distance(const BLOCK *block, const LONG_ROW *scratch, int64_t row, REAL uniform, REAL max)
-{
-    double distance = 0;
-    for (int64_t first = 0; first < block->job->n_classes; first += CHUNK) {
-        const int64_t n = chunk_length(block->job, first);
-        const REAL *z = chunk_of(block, row, first, n, scratch->z);
-        row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
-        for (int64_t i = 0; i < n; i++)
-            if (scratch->mass[i] != 0 && z[i] != max) distance += (double)scratch->mass[i] * ((double)max - (double)z[i]);
-    }
-    return distance;
-}
-#endif
-
-/* The exponentials of a chunk relative to the maximum of the row: kept ones are rescaled, others computed again. */
-INLINE REAL *long_row_exponentials(const LONG_ROW *scratch, int64_t j, const REAL *z, REAL max, int64_t n)
-{
-    REAL *e = scratch->e;
-    if (!scratch->kept) row_exponentials(e, z, max, n, z, z, NULL);
-    else if (scratch->factor[j] == 1) e = scratch->kept + j * CHUNK;
-    else scale_out(e, scratch->kept + j * CHUNK, broadcast(scratch->factor[j]), round_up(n, LANES), 0);
-    return e;
-}
-
-/* The rest of the row before, and its target. */
-INLINE void finish_pending(LONG_ROW *scratch)
-{
-    outgoing_rest(&scratch->pending);
-    if (!scratch->target) return;
-    outgoing_flush(&scratch->pending);
-    stream_fence(); /* an ordinary store after streaming ones */
-    *scratch->target = scratch->target_gradient;
-    scratch->target = NULL;
-}
-
-INLINE void send_long_row(const BLOCK *block, LONG_ROW *scratch, int64_t row, REAL scaled_inverse, int64_t label,
-                          REAL target_gradient)
-{
-    const fx_job *job = block->job;
-    const int64_t n_chunks = scratch->n_chunks;
-    REAL *sent = scratch->kept, *to = row_of(&block->grad, row);
-    for (int64_t j = 0; j < n_chunks; j++) scratch->outgoing_factor[j] = scaled_inverse * scratch->factor[j];
-    outgoing_begin(&scratch->pending, sent, CHUNK, CHUNK, job->n_classes - (n_chunks - 1) * CHUNK, n_chunks,
-                   scratch->outgoing_factor, to, CHUNK);
-    scratch->target = is_loss(job) ? to + label : NULL;
-    scratch->target_gradient = target_gradient;
-    scratch->kept = scratch->other_kept;
-    scratch->other_kept = sent;
-}
-
-static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
-{
-    const fx_job *job = block->job;
-    const int loss = is_loss(job), soft = loss && is_soft(job), focal = job->task == FX_FOCAL;
-    const REAL uniform = soft ? uniform_mass_of_row(block, row, (REAL)-INFINITY, scratch->z) : 0;
-    SCALAR_PAIR mass_sum = {0, 0}, curvature_sum = {0, 0}, distance = {0, 0}, all = {0, 0}, below = {0, 0};
-
-    for (int64_t j = 0; j < scratch->n_chunks; j++) {
-        const int64_t first = j * CHUNK, n = chunk_length(job, first);
-        const int64_t n_vectors = (n + LANES - 1) / LANES;
-        const REAL *z = chunk_of(block, row, first, n, scratch->z);
-        REAL *e = scratch->kept ? scratch->kept + first : scratch->e;
-        const REAL max = largest_lane(row_maximum(z, n));
-        row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
-        scratch->max[j] = max;
-        scratch->all[j] = sum_of_lanes(sum_of(e, n_vectors));
-        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_below_one(e, n_vectors)) : scratch->all[j] - 1;
-        if (soft) { /* relative to the maximum of this chunk; moved to that of the row below */
-            row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
-            const PAIR chunk_mass = compensated_sum_of(scratch->mass, n_vectors);
-            add_lanes(&mass_sum, chunk_mass);
-            add_scalar(&distance, row_distance(scratch->mass, z, max, n, scratch->terms));
-            scratch->mass_of_chunk[j] = total_of_lanes(chunk_mass);
-        }
-    }
-
-    finish_pending(scratch);
-    REAL max = scratch->max[0];
-    for (int64_t j = 1; j < scratch->n_chunks; j++) max = scratch->max[j] > max ? scratch->max[j] : max;
-    for (int64_t j = 0; j < scratch->n_chunks; j++) {
-        const int is_largest = scratch->max[j] == max;
-        scratch->factor[j] = is_largest ? 1 : first_lane(exponential_any(broadcast(scratch->max[j]), broadcast(max)));
-        add_scalar(&all, scratch->all[j] * (double)scratch->factor[j]);
-        add_scalar(&below, (is_largest ? scratch->below[j] : scratch->all[j]) * (double)scratch->factor[j]);
-        if (soft && !is_largest && scratch->mass_of_chunk[j] != 0)
-            add_scalar(&distance, scratch->mass_of_chunk[j] * ((double)max - (double)scratch->max[j]));
-    }
-    const SOFTMAX softmax = softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)),
-                                       broadcast((REAL)total_scalar(below)));
-    const double log_sum = (double)first_lane(softmax.log_sum);
-
-    if (job->task == FX_LOGSUMEXP) {
-        put_loss(block, row, first_lane(log_sum_exp(&softmax)));
-        return;
-    }
-    const int64_t label = loss ? block->label[row] : 0;
-    const REAL scale = loss ? block->scale[row] : 1;
-    REAL scaled_inverse = scale * first_lane(softmax.inverse), target_gradient = 0, target_hessian = 0, high, low;
-    FOCAL modulated = no_focal();
-    if (soft) {
-#if REAL_BITS == 32
-        if (UNLIKELY(isinf(distance.high)))
-            distance.high = widened_distance(block, scratch, row, uniform, max), distance.low = 0;
-#endif
-        block->value[row] = total_scalar(mass_sum) * log_sum + total_scalar(distance);
-        split(mass_sum, &high, &low);
-        if (high == 0 && !counts_without_mass(job)) block->weight[row] = 0;
-        if (focal) {
-            SCALAR_PAIR value = {0, 0};
-            mass_sum = value;
-            for (int64_t j = 0; j < scratch->n_chunks; j++) {
-                const int64_t first = j * CHUNK, n = chunk_length(job, first), n_vectors = (n + LANES - 1) / LANES;
-                const REAL *z = chunk_of(block, row, first, n, scratch->z);
-                row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
-                add_scalar(&value, focal_masses(&softmax, z, long_row_exponentials(scratch, j, z, max, n), n, focus_of(job),
-                                                scratch->mass, scratch->curvature, scratch->terms));
-                add_lanes(&mass_sum, compensated_sum_of(scratch->mass, n_vectors));
-                add_lanes(&curvature_sum, compensated_sum_of(scratch->curvature, n_vectors));
-            }
-            /* Where only a distance overflows, q^gamma is 1 and the cross-entropy of above is the focal loss. */
-            if (!isinf(value.high)) block->value[row] = total_scalar(value);
-        }
-    } else if (loss) {
-        REAL z;
-        read_reals(&block->logits, block->type, row * block->logits.inner + label * block->logits.klass, 1, 1, &z);
-        const VECTOR e_target = exponential_any(broadcast(z), broadcast(max));
-        double value = log_sum + (z == max ? 0 : (double)max - (double)z);
-        if (focal) {
-            modulated = focal_of(&softmax, e_target, broadcast((REAL)value), focus_of(job));
-            value *= (double)first_lane(modulated.modulation);
-            target_hessian = scale * first_lane(focal_hessian_of_target(&softmax, e_target, &modulated));
-            scaled_inverse *= first_lane(modulated.mass);
-        }
-        block->value[row] = value;
-        target_gradient = first_lane(index_gradient(&softmax, e_target, broadcast(scaled_inverse)));
-    }
-    if (!job->grad.data) return;
-    if (scratch->other_kept) {
-        send_long_row(block, scratch, row, scaled_inverse, label, target_gradient);
-        return;
-    }
-
-    split(mass_sum, &high, &low);
-    const PAIR total_mass = {broadcast(high), broadcast(low)};
-    split(curvature_sum, &high, &low);
-    const PAIR total_curvature = {broadcast(high), broadcast(low)};
-    const int direct = is_one_product(job);
-    for (int64_t j = 0; j < scratch->n_chunks; j++) {
-        const int64_t first = j * CHUNK, n = chunk_length(job, first);
-        REAL *grad = chunk_output(block, &block->grad, row, first, scratch->grad, job->stream && !direct);
-        REAL *hess = chunk_output(block, &block->hess, row, first, scratch->hess, job->stream);
-        const int needs_z = soft || job->task == FX_LOG_SOFTMAX || !scratch->kept;
-        const REAL *z = needs_z ? chunk_of(block, row, first, n, scratch->z) : NULL;
-        if (job->task == FX_LOG_SOFTMAX)
-            for (int64_t i = 0; i < n; i += LANES)
-                store_up_to(grad + i, shift(load_up_to(z + i, n - i, 0), softmax.max) - softmax.log_sum, n - i);
-        else if (soft) {
-            const REAL *e = long_row_exponentials(scratch, j, z, max, n);
-            row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, scratch->mass);
-            if (focal) focal_masses(&softmax, z, e, n, focus_of(job), scratch->mass, scratch->curvature, scratch->terms);
-            put_soft_row(grad, hess, e, scratch->mass, focal ? scratch->curvature : NULL, n, &softmax, total_mass,
-                         total_curvature, scale);
-        } else {
-            const REAL *e = scratch->kept ? scratch->kept + first : long_row_exponentials(scratch, j, z, max, n);
-            const REAL factor = scratch->kept ? scratch->factor[j] : 1;
-            scale_out(grad, e, broadcast(scaled_inverse * factor), n, job->stream && direct);
-            if (hess) put_index_hessian(hess, e, n, &softmax, scaled_inverse, factor, focal ? &modulated : NULL, scale);
-            if (loss && label >= first && label < first + n) {
-                if (job->stream && direct) stream_fence(); /* an ordinary store after streaming ones */
-                grad[label - first] = target_gradient;
-                if (hess && focal) hess[label - first] = target_hessian;
-            }
-        }
-        put_chunk(block, &block->grad, row, first, n, grad);
-        put_chunk(block, &block->hess, row, first, n, hess);
-    }
-}
-
-static void compute_long_rows(BLOCK *block, REAL *memory)
-{
-    LONG_ROW scratch;
-    long_row_scratch(block->job, memory, &scratch);
-    for (int64_t row = 0; row < block->rows; row++) compute_long_row(block, &scratch, row);
-    finish_pending(&scratch);
     outgoing_flush(&scratch.pending);
 }
 

@@ -41,7 +41,6 @@ typedef struct {
     MASK is_new;               /* its lanes that are not in the vector before */
     REAL *e, *other_e;         /* [LANES][padded]: this group's, and those that are leaving */
     REAL *stage, *other_stage; /* of the gradient, packed: what is filled, and what is pending */
-    REAL *hess_stage;
     LEAVING leaving;
     OUTGOING pending;
 } SHORT_ROWS;
@@ -60,7 +59,6 @@ static size_t short_rows_scratch(const fx_job *job, REAL *scratch, SHORT_ROWS *r
     if (job->stream) {
         rows->stage = next, next += group;
         rows->other_stage = next, next += group;
-        if (job->hess.data) rows->hess_stage = next, next += group;
     }
     return (size_t)(next - scratch) * sizeof(REAL);
 }
@@ -173,14 +171,13 @@ RARE void put_short_hessians(const BLOCK *block, const SHORT_ROWS *scratch, int6
     if (focal) store(masses, focal->mass), store(curvatures, focal->curvature);
     for (int lane = 0; lane < rows; lane++) {
         const SOFTMAX one = softmax_of_lane(softmax, lane);
-        REAL *hess = group_row(block, &block->hess, scratch->hess_stage, row, lane);
+        REAL *hess = row_of(&block->hess, row + lane);
         FOCAL one_focal = no_focal();
         if (focal) one_focal.mass = broadcast(masses[lane]), one_focal.curvature = broadcast(curvatures[lane]);
         put_index_hessian(hess, scratch->e + lane * scratch->padded, block->job->n_classes, &one, inverses[lane], 1,
                           focal ? &one_focal : NULL, scales[lane]);
         if (focal) hess[block->label[row + lane]] = of_target[lane];
     }
-    flush_group(block, &block->hess, scratch->hess_stage, row, rows);
 }
 
 /* From the sums of a group to its losses, and to what its gradient is made of. */

@@ -138,7 +138,7 @@ RARE void plan(fx_job *job)
     const fx_array hess = is_copied(job) ? copy_strides(job, &job->hess) : job->hess;
     TILE tile;
     SHORT_ROWS short_rows;
-    WIDE wide;
+    WIDE_ROWS wide;
     ROWS group;
     LONG_ROW long_row;
     job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)

@@ -227,7 +227,7 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     const int64_t one = job->n_classes * LANES;
     const int64_t stage = round_up(job->rows_per_block * job->n_classes + LANES, 64 / (int64_t)sizeof(REAL));
     REAL *next = scratch;
-    tile->z = next, next += one * (is_wide(job) ? tiles_side_by_side(job) : tiles_together(job));
+    tile->z = next, next += one * (tiles_side_by_side(job) > 1 ? tiles_side_by_side(job) : tiles_together(job));
     tile->mass = next, next += one; /* also the shifted logits of log_softmax */
     tile->hess = next, next += one * (job->hess.data ? tiles_side_by_side(job) : 1);
     tile->packed = next, next += one + round_up(LANES, 64 / (int64_t)sizeof(REAL));

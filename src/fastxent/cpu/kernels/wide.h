@@ -24,6 +24,7 @@ enum {
     WIDE_FROM = 17,                     /* classes */
     WIDE_CHUNK = 16,
     WIDE_RUN_BYTES = 640 * 1024,        /* of a run's arrays: less than half of the second-level cache */
+    WIDE_CLASS_BYTES = 288 * 1024,      /* of a vector a class: three of them, and two threads, stay below 2 MB */
     MOST_ROWS_OF_RUN = 256,
     WIDE_BLOCK_ELEMENTS = 1 << 18, FEWEST_ROWS_OF_BLOCK = 1024, MOST_ROWS_OF_BLOCK = 4096, FEWEST_BLOCKS = 16,
     ROWS_AHEAD = 256 / sizeof(REAL),    /* fetched */
@@ -48,7 +49,7 @@ typedef struct {
     REAL *carried;             /* [class][LANES] the beginning of a line of the gradient */
     WIDE_RUN run, before;
     int64_t padded, n_chunks;
-} WIDE;
+} WIDE_ROWS;
 
 INLINE int rows_are_lanes(const fx_job *job)
 {
@@ -58,7 +59,7 @@ INLINE int rows_are_lanes(const fx_job *job)
 INLINE int is_wide(const fx_job *job)
 {
     return rows_are_lanes(job) && job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes >= WIDE_FROM
-           && job->n_inner >= LANES;
+           && job->n_inner >= LANES && job->n_classes * LANES * (int64_t)sizeof(REAL) <= WIDE_CLASS_BYTES;
 }
 
 /* ---- runs ---- */
@@ -85,7 +86,7 @@ RARE int64_t rows_of_wide_block(const fx_job *job)
     return rows;
 }
 
-RARE size_t wide_scratch(const fx_job *job, REAL *scratch, WIDE *wide)
+RARE size_t wide_scratch(const fx_job *job, REAL *scratch, WIDE_ROWS *wide)
 {
     const int64_t padded = wide->padded = rows_of_run(job), by_chunk = padded * chunks_of(job);
     WIDE_RUN *runs[] = {&wide->run, &wide->before};
@@ -119,7 +120,7 @@ INLINE VECTOR wide_gradient(const WIDE_RUN *run, const REAL *e, const REAL *fact
     return choose(same(label, c), load(run->target_gradient + i), load(e + i) * load(factor + i));
 }
 
-RARE void put_wide_hessian(const BLOCK *block, const WIDE *wide, const WIDE_RUN *run)
+RARE void put_wide_hessian(const BLOCK *block, const WIDE_ROWS *wide, const WIDE_RUN *run)
 {
     REAL *out = run->hess + run->c * block->hess.klass;
     const REAL *e = wide->kept + run->c * wide->padded, *rescale = run->rescale + run->c / WIDE_CHUNK * wide->padded;
@@ -136,7 +137,7 @@ enum { ALL_OF_IT = 1 << 30 };
 /* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that the
  * next run completes is carried over to it. An ordinary store would wait for the line from memory, and all later ones with
  * it. */
-NOINLINE void put_wide(const BLOCK *block, const WIDE *wide, WIDE_RUN *run, int64_t most)
+NOINLINE void put_wide(const BLOCK *block, const WIDE_ROWS *wide, WIDE_RUN *run, int64_t most)
 {
     static const REAL lane_number[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const int stream = block->job->stream;
@@ -191,7 +192,7 @@ NOINLINE VECTOR exponential_of(VECTOR z, VECTOR m) { return exponential_any(z, m
 
 /* n classes of a run. `max` and `others` are those of this chunk, `before` the maxima of the chunk before, NULL at the
  * first; `next` is where the chunk begins that will be read after this one. */
-INLINE void wide_chunk(const BLOCK *block, WIDE *wide, const REAL *z, const REAL *next, REAL *RESTRICT kept, int64_t n,
+INLINE void wide_chunk(const BLOCK *block, WIDE_ROWS *wide, const REAL *z, const REAL *next, REAL *RESTRICT kept, int64_t n,
                        const REAL *before, REAL *RESTRICT max, REAL *RESTRICT others)
 {
     const int64_t rows = wide->run.rows;
@@ -227,7 +228,7 @@ INLINE void wide_chunk(const BLOCK *block, WIDE *wide, const REAL *z, const REAL
 }
 
 /* What follows from the sums: losses, and the factors of the gradient. `first` is the run's first row in the block. */
-NOINLINE void finish_run(const BLOCK *block, const WIDE *wide, int64_t first)
+NOINLINE void finish_run(const BLOCK *block, const WIDE_ROWS *wide, int64_t first)
 {
     const int64_t padded = wide->padded, n_chunks = wide->n_chunks;
     const WIDE_RUN *run = &wide->run;
@@ -276,7 +277,7 @@ static void compute_wide(BLOCK *block, REAL *scratch)
     const int64_t n_classes = job->n_classes;
     const ptrdiff_t stride = block->logits.klass;
     const fx_array *aligned = job->grad.data ? &block->grad : &block->logits;
-    WIDE wide;
+    WIDE_ROWS wide;
     WIDE_RUN *run = &wide.run, *before = &wide.before;
     wide_scratch(job, scratch, &wide);
     /* Where all classes begin alike in a line, all runs but the first begin with one. */
