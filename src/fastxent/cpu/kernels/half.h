@@ -66,10 +66,7 @@ RARE void read_distant_halves(int type, const uint16_t *p, ptrdiff_t stride, int
     for (int64_t i = 0; i < n; i++) out[i] = (REAL)(type == FX_FLOAT16 ? of_float16(p[i * stride]) : of_bfloat16(p[i * stride]));
 }
 
-RARE void write_distant_halves(int type, const REAL *p, int64_t n, uint16_t *out, ptrdiff_t stride)
-{
-    for (int64_t i = 0; i < n; i++) out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
-}
+#if REAL_BITS == 32
 
 /* float16 by instruction, as many whole vectors as there are; returns how many values that was. */
 #if REAL_BITS == 32 && VECTOR_BYTES == 64
@@ -114,6 +111,11 @@ NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride
         for (int64_t i = 0; i < n; i++) out[i] = (REAL)of_bfloat16(p[i]);
 }
 
+RARE void write_distant_halves(int type, const REAL *p, int64_t n, uint16_t *out, ptrdiff_t stride)
+{
+    for (int64_t i = 0; i < n; i++) out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
+}
+
 NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t *RESTRICT out, ptrdiff_t stride)
 {
     if (stride != 1) write_distant_halves(type, p, n, out, stride);
@@ -122,5 +124,18 @@ NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t
     else
         for (int64_t i = 0; i < n; i++) out[i] = to_bfloat16((float)p[i]);
 }
+
+#else /* doubles are read from halves where targets or weights are, never written to them */
+
+NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
+{
+    read_distant_halves(type, p, stride, n, out);
+}
+NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t *RESTRICT out, ptrdiff_t stride)
+{
+    (void)type, (void)p, (void)n, (void)out, (void)stride;
+}
+
+#endif
 
 #endif
