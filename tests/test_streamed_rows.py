@@ -69,7 +69,8 @@ def test_streamed_rows_are_those_of_a_piece(shape, option):
     for name, arrange in LAYOUTS.items():
         arranged, out = arrange(logits), arrange(np.full(shape, 7, np.float32))
         job_target = np.zeros((1, n_rows), int)
-        assert engine.Job("cross_entropy", arranged[None], grad=out[None], target=job_target).plan["stream"]
+        plan = engine.Job("cross_entropy", arranged[None], grad=out[None], target=job_target).plan
+        assert plan["stream"] or (plan["regime"] == "short_rows" and name != "C")
         loss.value_and_grad(arranged, target, grad_out=out)
         np.testing.assert_array_equal(out, np.resize(expected, shape), err_msg=name)
 

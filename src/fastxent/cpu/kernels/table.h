@@ -16,7 +16,6 @@ enum {
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
     LONG_ROWS_PER_BLOCK = 8,
-    STREAMED_ROW_BYTES = 2048,           /* of rows with gaps */
     LEAST_BLOCKS = 32,                   /* of long rows: enough for as many threads */
     COPY_BLOCK_ELEMENTS = 8192,          /* the same where the block is copied first */
     TILE_BLOCK_ELEMENTS = 4096           /* of tiles, whose gradients are staged in the first-level cache */
@@ -119,10 +118,9 @@ RARE void plan(fx_job *job)
 {
     const int64_t output_bytes = job->n_outer * job->n_inner * job->n_classes * (int64_t)sizeof(REAL);
     job->regime = regime_of(job);
-    /* In place the lines are in the cache already. Where rows have gaps, each begins and ends with ordinary stores, for which
-     * short ones would wait. */
-    const int has_gaps = !is_elementwise(job) && job->grad.klass == 1 && job->grad.inner != job->n_classes
-                         && job->n_classes * (int64_t)sizeof(REAL) < STREAMED_ROW_BYTES;
+    /* In place the lines are in the cache already. Short rows with gaps begin and end with ordinary stores, for which all
+     * others would wait. */
+    const int has_gaps = job->regime == FX_SHORT_ROWS && job->grad.inner != job->n_classes;
     job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes
                   && !is_half(job->real_type) && tiles_side_by_side(job) == 1 && !has_gaps;
     if (job->regime == FX_ELEMENTS) {
