@@ -39,13 +39,14 @@ static int regime_of(const fx_job *job)
     const int64_t tile_bytes = job->n_classes * LANES * (int64_t)sizeof(REAL);
     if (is_elementwise(job)) return FX_ELEMENTS;
     if (job->inputs != FX_LOGITS) return FX_PLAIN_ROWS;
-    if (LANES > 1 && is_loss(job) && !is_soft(job) && classes_are_contiguous(job) && !is_half(job->real_type)
-        && job->n_classes >= SHORT_FROM && job->n_classes <= SHORT_VECTORS * LANES)
+    /* Halves may lie as they like, since the kernels see a copy of the block. */
+    const int is_contiguous = classes_are_contiguous(job) || (is_half(job->real_type) && !rows_are_neighbours(job));
+    if (LANES > 1 && is_loss(job) && !is_soft(job) && is_contiguous && job->n_classes >= SHORT_FROM
+        && job->n_classes <= SHORT_VECTORS * LANES)
         return FX_SHORT_ROWS;
     if (job->n_classes <= FEW_CLASSES) return FX_TILE;
-    /* Halves may lie as they like, since the kernels see a copy of the block. */
-    if (classes_are_contiguous(job) || (is_half(job->real_type) && job->n_classes <= CHUNK && !rows_are_neighbours(job)))
-        return job->n_classes <= CHUNK ? FX_ROWS : FX_LONG_ROWS;
+    if (is_contiguous && job->n_classes <= CHUNK) return FX_ROWS;
+    if (classes_are_contiguous(job)) return FX_LONG_ROWS;
     return rows_are_neighbours(job) && tile_bytes <= TILE_BYTES ? FX_TILE : FX_LONG_ROWS;
 }
 
@@ -55,7 +56,7 @@ static int regime_of(const fx_job *job)
 
 static int is_copied(const fx_job *job)
 {
-    return is_half(job->real_type) && (job->regime == FX_TILE || job->regime == FX_ROWS);
+    return is_half(job->real_type) && (job->regime == FX_TILE || job->regime == FX_SHORT_ROWS || job->regime == FX_ROWS);
 }
 
 static int64_t rows_of_block(const fx_job *job)
