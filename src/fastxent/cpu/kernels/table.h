@@ -12,7 +12,7 @@
 enum {
     FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
     /* From here on short rows beat tiles for class indices. */
-    SHORT_FROM = REAL_BITS == 32 ? (LANES == 16 ? 20 : LANES == 8 ? 22 : 11) : LANES == 8 ? 12 : LANES == 4 ? 22 : 8,
+    SHORT_FROM = REAL_BITS == 32 ? (LANES == 16 ? 16 : LANES == 8 ? 22 : 11) : LANES == 8 ? 14 : LANES == 4 ? 22 : 8,
     TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
     BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
     LONG_ROWS_PER_BLOCK = 8,
@@ -42,7 +42,7 @@ static int regime_of(const fx_job *job)
     /* Halves may lie as they like, since the kernels see a copy of the block. */
     const int is_contiguous = classes_are_contiguous(job) || (is_half(job->real_type) && !rows_are_neighbours(job));
     if (LANES > 1 && is_loss(job) && !is_soft(job) && is_contiguous && job->n_classes >= SHORT_FROM
-        && job->n_classes <= SHORT_VECTORS * LANES)
+        && job->n_classes <= SHORT_VECTORS * LANES && tile_bytes <= SHORT_BYTES)
         return FX_SHORT_ROWS;
     if (job->n_classes <= FEW_CLASSES) return FX_TILE;
     if (is_contiguous && job->n_classes <= CHUNK) return FX_ROWS;
