@@ -322,12 +322,6 @@ static double survey_labels(const BLOCK *block, int *flaws)
 }
 
 /* LANES doubles, in as many vectors as that takes. */
-#if LANES == 1
-typedef double DOUBLES, DOUBLES_UNALIGNED;
-#else
-typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES)));
-typedef double DOUBLES_UNALIGNED __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
-#endif
 enum { DOUBLES_PER_VECTOR = REAL_BITS == 32 && LANES > 1 ? 2 : 1 };
 typedef struct {
     DOUBLES part[DOUBLES_PER_VECTOR];
@@ -361,13 +355,13 @@ INLINE WIDE load_wide(const double *p)
     WIDE wide;
 #pragma GCC unroll 2
     for (int k = 0; k < DOUBLES_PER_VECTOR; k++)
-        wide.part[k] = *(const DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR);
+        wide.part[k] = *(const DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR);
     return wide;
 }
 INLINE void store_wide(double *p, WIDE wide)
 {
 #pragma GCC unroll 2
-    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES_UNALIGNED *)(p + k * LANES / DOUBLES_PER_VECTOR)
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR)
         = wide.part[k];
 }
 

@@ -319,12 +319,14 @@ RARE void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REA
 INLINE int has_infinite(VECTOR v) { return any(equal(absolute(v), broadcast(INFINITY))); }
 #endif
 
-/* Labels of LANES rows, in integers as wide as REAL: tiles have fewer than 2^31 classes. */
+/* Labels of LANES rows, in integers as wide as REAL: tiles have fewer than 2^31 classes, so the lower halves will do. */
 INLINE INTEGERS labels_of(const int64_t *label)
 {
     INTEGERS labels;
 #if REAL_BITS == 64 || LANES == 1
     memcpy(&labels, label, sizeof labels);
+#elif defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    labels = as_integers(SHUFFLE(load((const REAL *)label), load((const REAL *)label + LANES), UNZIP_EVEN, 0));
 #else
     INTEGER narrow[LANES];
     for (int lane = 0; lane < LANES; lane++) narrow[lane] = (INTEGER)label[lane];
