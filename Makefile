@@ -10,7 +10,7 @@ GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
 .PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
-	bench-guard-record bench-peers package portable clean
+	bench-guard-record bench-peers package portable docs docs-doctest clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,6 +67,12 @@ package: $(call GROUP,dev)  ## build sdist and wheel, look inside, and run the w
 
 portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, and run the self-test of that
 	FASTXENT_ONE_LANE=1 FASTXENT_NO_OPENMP=1 $(BIN)/python tools/check_package.py --wheel-only
+
+docs: $(BUILT) $(call GROUP,docs)  ## build the site in build/docs/html; every warning is an error
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs build/docs/html
+
+docs-doctest: $(BUILT) $(call GROUP,docs) $(call GROUP,test)  ## run the examples of the site
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b doctest docs build/docs/doctest
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png
