@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "extensions"))
 
-import fastxent  # noqa: E402
+import fastxent
 
 project = "fastxent"
 version = release = fastxent.__version__

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the source distributi
 
 def documented():
     """What the API page documents, in its order."""
-    return re.findall(r"^\.\. auto(?:class|function|data):: fastxent\.(\w+)$", (DOCS / "api.rst").read_text(), re.M)
+    return re.findall(
+        r"^\.\. auto(?:class|function|data):: fastxent\.(\w+)$", (DOCS / "api.rst").read_text(), re.MULTILINE
+    )
 
 
 def test_every_public_name_is_on_the_api_page_once():
@@ -26,12 +28,12 @@ def test_the_calls_of_every_loss_are_on_the_api_page():
     page = (DOCS / "api.rst").read_text()
     losses = [name for name in fx.__all__ if isinstance(getattr(fx, name), type)]
     assert len(losses) == 4
-    assert len(re.findall(r"^   :members: value_and_grad, value_grad_hess$", page, re.M)) == len(losses)
-    assert len(re.findall(r"^   :special-members: __call__$", page, re.M)) == len(losses)
+    assert len(re.findall(r"^   :members: value_and_grad, value_grad_hess$", page, re.MULTILINE)) == len(losses)
+    assert len(re.findall(r"^   :special-members: __call__$", page, re.MULTILINE)) == len(losses)
 
 
 def test_every_target_the_pages_name_is_in_the_makefile():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {t for page in DOCS.glob("*.rst") for t in re.findall(r"``make ([a-z-]+)``", page.read_text())}
     assert named
     assert named <= targets

@@ -13,7 +13,7 @@ def _peer(*names: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a peer warns about when imported is its own affair
-            return [importlib.import_module(name) for name in names][0]
+            return next(importlib.import_module(name) for name in names)
     except ImportError:
         return None
 

@@ -7,8 +7,8 @@ import fastxent as fx
 
 LOSSES = {
     "BinaryCrossEntropy()": (fx.BinaryCrossEntropy(reduction="none"), BLACK, "-"),
-    "  pos_weight=2": (fx.BinaryCrossEntropy(pos_weight=2.0, reduction="none"), ORANGE, "--"),
-    "  label_smoothing=0.2": (fx.BinaryCrossEntropy(label_smoothing=0.2, reduction="none"), GREEN, "-."),
+    "pos_weight=2": (fx.BinaryCrossEntropy(pos_weight=2.0, reduction="none"), ORANGE, "--"),
+    "label_smoothing=0.2": (fx.BinaryCrossEntropy(label_smoothing=0.2, reduction="none"), GREEN, "-."),
     "BinaryFocalLoss(gamma=2)": (fx.BinaryFocalLoss(gamma=2.0, reduction="none"), BLUE, "-"),
     "BinaryFocalLoss(gamma=5)": (fx.BinaryFocalLoss(gamma=5.0, reduction="none"), PINK, ":"),
 }
