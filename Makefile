@@ -69,10 +69,10 @@ portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, a
 	FASTXENT_ONE_LANE=1 FASTXENT_NO_OPENMP=1 $(BIN)/python tools/check_package.py --wheel-only
 
 docs: $(BUILT) $(call GROUP,docs)  ## build the site in build/docs/html; every warning is an error
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs build/docs/html
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs/html
 
 docs-doctest: $(BUILT) $(call GROUP,docs) $(call GROUP,test)  ## run the examples of the site
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b doctest docs build/docs/doctest
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b doctest docs build/docs/doctest
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png

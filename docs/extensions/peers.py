@@ -13,9 +13,10 @@ def _peer(*names: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a peer warns about when imported is its own affair
-            return next(importlib.import_module(name) for name in names)
+            first, *_ = [importlib.import_module(name) for name in names]
     except ImportError:
         return None
+    return first
 
 
 sklearn = _peer("sklearn", "sklearn.metrics", "sklearn._loss.loss", "sklearn.utils.class_weight")
