@@ -7,13 +7,13 @@ from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
 
-# docutils takes an index that follows an accent for a part of the accent, and sets it below the letter.
-ACCENT = re.compile(r"(\\(?:tilde|hat|bar)) ([a-z])")
+# docutils sets the index of a letter with an accent below the letter; so it is given to an empty group.
+ACCENT = re.compile(r"(\\(?:tilde|hat|bar)) ([a-z])_")
 
 
 def as_mathml(node: nodes.Element, *, block: bool) -> str:
     """Return the formula of a node; one that cannot be translated raises, and the build fails."""
-    return str(latex2mathml.tex2mathml(ACCENT.sub(r"{\1 \2}", node.astext()), as_block=block))
+    return str(latex2mathml.tex2mathml(ACCENT.sub(r"{\1 \2}{}_", node.astext()), as_block=block))
 
 
 def inline(translator: Any, node: nodes.math) -> None:
@@ -24,7 +24,7 @@ def inline(translator: Any, node: nodes.math) -> None:
 
 def displayed(translator: Any, node: nodes.math_block) -> None:
     """Write a formula of its own line."""
-    translator.body.append(f'<div class="math" style="margin: 1em 0">{as_mathml(node, block=True)}</div>')
+    translator.body.append(f'<div class="math" style="margin: 0.5em 0">{as_mathml(node, block=True)}</div>')
     raise nodes.SkipNode
 
 
