@@ -1,6 +1,6 @@
-"""``.. markdown-table:: PATTERN``: the first table of Markdown files, so that recorded figures are never copied by hand.
+"""``.. markdown-table:: PATTERN``: a table of Markdown files, so that no recorded figure is copied by hand.
 
-PATTERN is relative to the page and must match at least one file; ``:table: 2`` takes the second table of each, and so on.
+PATTERN is relative to the page and must match at least one file; ``:table: 2`` takes the second table of each.
 """
 
 import re

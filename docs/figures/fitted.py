@@ -1,4 +1,4 @@
-"""What the options do to the probabilities: one feature, one positive in twenty, a logistic model fitted with each loss."""
+"""What the options do to the probabilities: one feature, 5 % positives, a logistic model for each loss."""
 
 import numpy as np
 from style import BLACK, BLUE, GREEN, GREY, ORANGE, panels
