@@ -9,8 +9,7 @@ SOURCES := pyproject.toml setup.py src/fastxent/cpu/engine.pyx src/fastxent/cpu/
 GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
-.PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
-	bench-guard-record bench-peers package portable trust clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -70,6 +69,12 @@ portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, a
 
 trust: $(BUILT)  ## every check in full, and a table of them (an hour)
 	$(BIN)/python tools/trust.py
+
+docs: $(BUILT) $(call GROUP,docs)  ## build the site in build/docs/html; every warning is an error
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b html docs build/docs/html
+
+docs-doctest: $(BUILT) $(call GROUP,docs) $(call GROUP,test)  ## run the examples of the site
+	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b doctest docs build/docs/doctest
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png

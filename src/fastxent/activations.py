@@ -270,7 +270,7 @@ def log_sigmoid(x: npt.ArrayLike, *, out: Array | None = None) -> Any:
 
     References
     ----------
-    M. Mächler, "Accurately Computing log(1 - exp(-|a|))", R package Rmpfr, 2012.
+    M. Mächler, "Accurately Computing ``log(1 - exp(-|a|))``", R package Rmpfr, 2012.
 
     Examples
     --------
