@@ -377,7 +377,7 @@ def _logits(rng: np.random.Generator, case: Case) -> np.ndarray:
         z = np.round(z)
     if case.function == "FocalLoss" and case.options.get("label_smoothing"):
         # A row that is masked as a whole and has no other mass is 0 to the kernels, and NaN in the reference.
-        first = np.moveaxis(z, case.axis, 0)[0]
+        first = np.moveaxis(z, case.axis, 0)[:1]
         first[np.isneginf(first)] = 0
     return np.asarray(z)
 

@@ -20,12 +20,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=260, help="every number of classes up to this one")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faulty", action="store_true", help="run a kernel that reads too far instead")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "driver.so")
         command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
         subprocess.run([*command, f"-I{KERNELS}", str(HERE / "driver.c"), "-o", str(library)], check=True)
-        run = ctypes.CDLL(str(library)).run_guarded
+        driver = ctypes.CDLL(str(library))
+        if arguments.faulty:
+            return int(driver.run_faulty())
+        run = driver.run_guarded
     run.restype = ctypes.c_long
     run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32]
     started = time.perf_counter()

@@ -277,3 +277,21 @@ long run_guarded(const fx_level *levels, int64_t *stream_bytes, int64_t most_cla
     *stream_bytes = stream_from;
     return calls;
 }
+
+/* A kernel that reads one byte too far, to show that this is found. */
+static void plan_one_block(fx_job *job) { job->n_blocks = 1; }
+static double survey_nothing(const fx_job *job, int64_t block, int *flaws) { return (void)job, (void)block, (void)flaws, 1; }
+static double read_too_far(const fx_job *job, int64_t block, void *scratch)
+{
+    (void)job, (void)block, (void)scratch;
+    return *(volatile char *)end[LOGITS];
+}
+
+long run_faulty(void)
+{
+    const fx_table table = {"faulty", 1, plan_one_block, survey_nothing, read_too_far, NULL};
+    const LAYOUT plain = {0, 0, 0};
+    if (!make_buffers(1 << 20)) return -1;
+    call(&table, FX_FLOAT32, &KINDS[0], 1, 2, 3, plain, 1);
+    return 1;
+}
