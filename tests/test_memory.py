@@ -149,6 +149,20 @@ def test_labels_out_of_range_write_nothing_outside(isa, kind, way, task, smoothi
         assert all(array.put_back() for array in (logits, grad, hess, loss))
 
 
+# --- blocks of as many rows as there may be ---------------------------------------------------------------------------
+
+
+# The survey once cleared more masses than its array on the stack has: rows side by side, 1024 of them in a block.
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 4])
+def test_probabilities_of_full_blocks_in_any_order(isa, dtype, n_classes):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2500, n_classes)).astype(dtype)
+    target = rng.random((2500, n_classes)).astype(dtype)
+    loss = fx.CrossEntropy(class_weight=list(range(1, n_classes + 1)))
+    expected = loss(logits, target)
+    assert loss(logits, np.asfortranarray(target)) == pytest.approx(expected, rel=1e-12)
+
+
 # --- no leaks ---------------------------------------------------------------------------------------------------------
 
 CALLS = 100_000
