@@ -29,6 +29,15 @@ test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 exhaustive: $(BUILT) $(call GROUP,demo)  ## exp and log1p of every level, for every float32 number (a few minutes)
 	$(BIN)/python tools/exhaustive.py
 
+fuzz: $(BUILT) $(call GROUP,test)  ## 100 000 random calls against the reference (about 2 minutes)
+	$(BIN)/python tools/fuzz.py --processes $$(nproc)
+
+sanitize: $(call GROUP,dev)  ## build with gcc's sanitizers; 1000 random calls and some tests (about a minute)
+	$(BIN)/python tools/sanitize.py
+
+guard-pages: $(BUILT)  ## every kernel between pages that must not be touched
+	$(BIN)/python tools/guard_pages
+
 lint: $(call GROUP,lint)  ## ruff and cython-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -28,6 +28,7 @@ def elementary(
     x: npt.NDArray[np.floating[Any]],
     y: npt.NDArray[np.floating[Any]],
 ) -> None: ...
+def kernel_addresses() -> tuple[int, int]: ...
 
 class Job:
     def __init__(

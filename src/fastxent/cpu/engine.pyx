@@ -568,5 +568,10 @@ def elementary(str function, x, y):
         LEVEL.float64.elementary(which, &x_double[0], &y_double[0], x_double.shape[0])
 
 
+def kernel_addresses():
+    """For tests: where FX_LEVELS and fx_stream_bytes lie in memory."""
+    return <uintptr_t> &FX_LEVELS[0], <uintptr_t> &fx_stream_bytes
+
+
 fx_watch_forks()
 use_level(usable_levels()[0])

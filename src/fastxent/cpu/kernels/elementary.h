@@ -89,16 +89,17 @@ INLINE VECTOR exp_nonpositive(VECTOR x)
 #if VECTOR_BYTES == 64
     return MM512(maskz_scalef)(negate(is_zero), e, n);
 #else
-    return keep(negate(is_zero), e * as_reals(as_integers(shifted) << MANTISSA_BITS)) * POWER_OF_MINUS_SPARE;
+    return keep(negate(is_zero), e * as_reals((INTEGERS)((WORDS)as_integers(shifted) << MANTISSA_BITS))) * POWER_OF_MINUS_SPARE;
 #endif
 }
 
 /* log(u) + correction for a normal u > 0. */
 INLINE VECTOR log_of_normal(VECTOR u, VECTOR correction)
 {
-    INTEGERS bits = as_integers(u);
-    INTEGERS exponent = (bits - (INTEGER)SQRT_HALF_BITS) >> MANTISSA_BITS;
-    VECTOR f = as_reals(bits - (exponent << MANTISSA_BITS)) - (REAL)1; /* u = 2^exponent (1 + f), f in [-0.3, 0.42) */
+    /* Unsigned: lanes that nobody looks at may hold any bits, and signed numbers must not overflow. */
+    WORDS bits = (WORDS)as_integers(u);
+    INTEGERS exponent = (INTEGERS)(bits - (WORD)SQRT_HALF_BITS) >> MANTISSA_BITS;
+    VECTOR f = as_reals((INTEGERS)(bits - ((WORDS)exponent << MANTISSA_BITS))) - (REAL)1; /* u = 2^exponent (1 + f), f in [-0.3, 0.42) */
 #if LANES > 1
     VECTOR k = __builtin_convertvector(exponent, VECTOR);
 #else

@@ -1,7 +1,7 @@
 /* Lanes: the vector type of one dtype at one instruction-set level, and the few operations the kernels need.
  *
  * In:  REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32, 64; 0 for one lane).
- * Out: REAL, INTEGER and WORD (integers as wide, signed and unsigned), VECTOR, INTEGERS, MASK, LANES and the functions
+ * Out: REAL, INTEGER and WORD (integers as wide, signed and unsigned), VECTOR, INTEGERS, WORDS, MASK, LANES and the functions
  *      below.
  *
  * Design
@@ -70,6 +70,7 @@ typedef uint64_t WORD;
 #define LANES (VECTOR_BYTES * 8 / REAL_BITS)
 typedef REAL VECTOR __attribute__((vector_size(VECTOR_BYTES)));
 typedef INTEGER INTEGERS __attribute__((vector_size(VECTOR_BYTES)));
+typedef WORD WORDS __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL VECTOR_UNALIGNED __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BITS / 8), may_alias));
 
 INLINE VECTOR broadcast(REAL x) { return x - (VECTOR){0}; }
@@ -84,6 +85,7 @@ INLINE INTEGERS as_integers(VECTOR v) { return (INTEGERS)v; }
 #define LANES 1
 typedef REAL VECTOR;
 typedef INTEGER INTEGERS;
+typedef WORD WORDS;
 
 INLINE VECTOR broadcast(REAL x) { return x; }
 INLINE INTEGERS broadcast_integer(INTEGER i) { return i; }
