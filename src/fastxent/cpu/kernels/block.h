@@ -412,7 +412,7 @@ INLINE double survey_row(const BLOCK *block, int64_t row, int64_t n_classes, REA
 /* The same for all rows of a block that lie side by side. */
 static void survey_neighbours(const BLOCK *block, double *mass, REAL *buffer, MASK *good)
 {
-    memset(mass, 0, (size_t)padded_rows(block->rows) * sizeof *mass);
+    memset(mass, 0, (size_t)round_up(block->rows, LANES) * sizeof *mass);
     for (int64_t c = 0; c < block->job->n_classes; c++) {
         const REAL *t = targets_at(block, c * block->target.klass, 1, block->rows, buffer);
         for (int64_t i = 0; i < block->rows; i += LANES) {
@@ -426,7 +426,7 @@ static void survey_neighbours(const BLOCK *block, double *mass, REAL *buffer, MA
 /* Whether every t is finite as REAL and >= 0, and the sum of w t; runs along the axis without gaps. */
 static double survey_probabilities(const BLOCK *block, int *flaws)
 {
-    double mass[MAXIMAL_ROWS_PER_BLOCK + 2 * LANES], weight_sum = 0;
+    double mass[MAXIMAL_ROWS_PER_BLOCK + LANES], weight_sum = 0;
     REAL buffer[SURVEY_STEP];
     MASK good = equal(broadcast(0), broadcast(0));
     const fx_job *job = block->job;
