@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py src/fastxent/cpu/engine.pyx src/fastxent/cpu/
 GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
-.PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
+.PHONY: help demo imbalance test test-slow parallel-tests exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
 	bench-guard-record bench-peers package portable clean
 
 help:  ## list the targets
@@ -26,6 +26,13 @@ test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 
 test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 	$(BIN)/python -m pytest -m slow
+
+PARALLEL_TESTS := $(addprefix tests/test_,activations.py binary_errors.py binary_layouts.py binary_outputs.py binary_values.py \
+	cross_entropy_layouts.py cross_entropy_outputs.py cross_entropy_values.py errors.py everyday.py focal_layouts.py \
+	focal_outputs.py focal_values.py loss_objects.py sigmoid.py threads.py)
+
+parallel-tests: $(BUILT) $(call GROUP,parallel)  ## a part of the tests, each of them in four threads at once
+	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
 
 exhaustive: $(BUILT) $(call GROUP,demo)  ## exp and log1p of every level, for every float32 number (a few minutes)
 	$(BIN)/python tools/exhaustive.py
