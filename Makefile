@@ -27,9 +27,8 @@ test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 	$(BIN)/python -m pytest -m slow
 
-PARALLEL_TESTS := $(addprefix tests/test_,activations.py binary_errors.py binary_layouts.py binary_outputs.py binary_values.py \
-	cross_entropy_layouts.py cross_entropy_outputs.py cross_entropy_values.py errors.py everyday.py focal_layouts.py \
-	focal_outputs.py focal_values.py loss_objects.py sigmoid.py threads.py)
+PARALLEL_TESTS := $(patsubst %,tests/test_%.py,activations binary_outputs cross_entropy_outputs errors everyday focal_outputs \
+	loss_objects sigmoid threads)
 
 parallel-tests: $(BUILT) $(call GROUP,parallel)  ## a part of the tests, each of them in four threads at once
 	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)

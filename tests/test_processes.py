@@ -427,7 +427,7 @@ for name, n_classes in (("few classes", 3), ("rows", 1000), ("long rows", 10**5)
 report("sigmoid", lambda: fx.sigmoid(z, out=out))
 report("log_sigmoid", lambda: fx.log_sigmoid(z, out=out))
 """
-# Each row of the outputs is either finished or as it was.
+# Each row of the outputs, or each element of binary losses, is either finished or as it was.
 PARTLY = """
 M, K = 2 * 10**7, 5
 z = np.resize(generator.standard_normal(10**6).astype(REAL), M).reshape(-1, K)
@@ -443,7 +443,8 @@ for loss, arguments, calls in (
         report(type(loss).__name__ + " " + call, lambda: getattr(loss, call)(*arguments, None, *outputs), delay)
         written = [~np.isnan(out) for out in outputs]
         whole = getattr(loss, call)(*arguments)[1:]
-        print(all(w.any() and not w.all() and (w.all(1) | ~w.any(1)).all() for w in written),
+        rows = [w.reshape(-1, 1) if isinstance(loss, fx.BinaryFocalLoss) else w for w in written]
+        print(all(w.any() and not w.all() and (w.all(1) | ~w.any(1)).all() for w in rows),
               all(np.array_equal(out[w], full[w]) for out, w, full in zip(outputs, written, whole)))
 """
 interruptible = pytest.mark.skipif(sys.platform != "linux", reason="signals, and memory that is not touched")
