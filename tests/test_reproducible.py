@@ -71,10 +71,9 @@ def softmax_case(dtype, name, loss, target_kind, reduction):
 
 def rows_per_block(logits, axis, target):
     """Of the planned job, as the loss would plan it."""
-    views = [a[None] if axis == 1 or a.ndim == 1 else a.T[None] for a in (logits, target)]
-    return Job("cross_entropy", views[0], target=views[1], grad=np.empty_like(logits)[None] if axis == 1 else None).plan[
-        "rows_per_block"
-    ]
+    z, grad = ((a if axis == 1 else a.T)[None] for a in (logits, np.empty_like(logits)))
+    t = (target if target.ndim == 1 or axis == 1 else target.T)[None]
+    return Job("cross_entropy", z, target=t, grad=grad).plan["rows_per_block"]
 
 
 @pytest.mark.usefixtures("isa")
@@ -86,8 +85,12 @@ def test_rows_in_pieces_have_the_bits_of_rows_at_once(dtype, name, loss, target_
     logits, target, evaluated = softmax_case(dtype, name, loss, target_kind, "none")
     whole = evaluated.value_grad_hess(logits, target)
     block = rows_per_block(logits, axis, target)
-    for size in sorted({min(block, n), max(n // 2, 1), 1024}):
+    # Where classes come first, rows fewer than a vector go another way, so no piece is that small.
+    least = 32 if axis == 0 else 1
+    for size in sorted({max(min(block, n), least), n // 2 + 1, 1024}):
         for rows in pieces(n, size):
+            if min(n, rows.stop) - rows.start < least:
+                continue
             part = evaluated.value_grad_hess(taken(logits, axis, rows), taken(target, axis, rows))
             assert_same_bits(part, [taken(a, axis, rows) for a in whole])
             both = evaluated.value_and_grad(taken(logits, axis, rows), taken(target, axis, rows))
