@@ -25,12 +25,15 @@ def run(code, **environment):
 
 
 @pytest.mark.thread_unsafe
-def test_the_import_takes_less_than_ten_milliseconds_above_numpy():
-    # The best of several: neighbours can only make it slower.
-    code = "import time, numpy; start = time.perf_counter(); import fastxent; print((time.perf_counter() - start) * 1000)"
+def test_the_import_takes_less_than_ten_milliseconds_above_numpy(tmp_path):
+    # The best of several, of processor time: neighbours can only make it slower.
+    code = (
+        "import time, numpy; start = time.process_time(); import fastxent; print((time.process_time() - start) * 1000)"
+    )
     best = float("inf")
     for _ in range(ATTEMPTS):
-        best = min(best, float(run(code)))
+        # Compiled, as an installed package is; the first run may have to do that.
+        best = min(best, float(run(code, PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(tmp_path))))
         if best < MOST_MILLISECONDS / 2:
             break
     assert best < MOST_MILLISECONDS

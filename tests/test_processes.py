@@ -132,7 +132,9 @@ if __name__ == "__main__":
 """
     )
     forked = method == "fork" or preload
-    expected = "1 (this is a forked process: OpenMP's threads do not survive a fork)" if forked else "2 (set_num_threads(2))"
+    expected = (
+        "1 (this is a forked process: OpenMP's threads do not survive a fork)" if forked else "2 (set_num_threads(2))"
+    )
     assert run(code, tmp_path=tmp_path) == [f"True {expected}"] * 4
 
 
@@ -296,7 +298,7 @@ def test_the_quota_of_the_control_group(tmp_path, monkeypatch, v2, quota, period
     for name, text in (("cpu.max", v2), ("quota", quota), ("period", period)):
         if text is not None:
             (tmp_path / name).write_text(text, encoding="latin-1")
-    files = ((tmp_path / "cpu.max", None), (tmp_path / "quota", tmp_path / "period"))
+    files = ((str(tmp_path / "cpu.max"), None), (str(tmp_path / "quota"), str(tmp_path / "period")))
     monkeypatch.setattr(_config, "_CGROUPS", files)
     assert _config._cgroup_quota() == cpus
 
@@ -306,13 +308,13 @@ def test_the_quota_bounds_the_number(tmp_path, text, n):
     # The files are read at import, so the path that is asked for is another one there.
     (tmp_path / "cpu.max").write_text(text)
     code = f"""
-import os, pathlib
+import builtins, os
 os.sched_getaffinity = lambda process: set(range(64))
-real = pathlib.Path.read_text
-fake = lambda path: real(pathlib.Path({str(tmp_path / "cpu.max")!r}) if path.name == "cpu.max" else path)
-pathlib.Path.read_text = fake
+real = builtins.open
+builtins.open = lambda path, *rest, **named: real(
+    {str(tmp_path / "cpu.max")!r} if str(path).endswith("/cpu.max") else path, *rest, **named)
 """
-    (line,) = run(code + COMMON + REPORT + "; print(_config.engine.openmp_max_threads(), file=sys.stderr)")
+    (line,) = run(code + COMMON + REPORT)
     if line.startswith("1") and n > 1:
         pytest.skip("OpenMP sees one CPU only")
     assert line == f"{n} | {n} (the control group's quota allows {n} CPU{'s' * (n > 1)}) | True"
@@ -333,7 +335,8 @@ print(is_right(results()))
 
 
 @pytest.mark.parametrize(
-    ("n", "error"), [("0", "ValueError"), ("'2'", "TypeError"), ("1.5", "TypeError"), ("True", "TypeError"), ("None", "TypeError")]
+    ("n", "error"),
+    [("0", "ValueError"), ("'2'", "TypeError"), ("1.5", "TypeError"), ("True", "TypeError"), ("None", "TypeError")],
 )
 def test_numbers_that_are_refused(n, error):
     code = f"""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,8 @@ from fastxent.cpu import engine
 
 _LEVEL_VARIABLE = "FASTXENT_ISA"
 _CGROUPS = (
-    (Path("/sys/fs/cgroup/cpu.max"), None),
-    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    ("/sys/fs/cgroup/cpu.max", None),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
 # More threads than this many times the usable CPUs help nobody and may fail to start, which would end the process.
 _OVERSUBSCRIPTION = 4
@@ -45,13 +43,18 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
+def _fields(path: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:  # pathlib would be most of the time that the import takes
+        return file.read().split()
+
+
 def _cgroup_quota() -> int | None:
     """CPUs the control group allows, rounded up; None if it sets no limit."""
     for file, period_file in _CGROUPS:
         try:
-            fields = file.read_text().split()
+            fields = _fields(file)
             if period_file is not None:
-                fields.append(period_file.read_text().strip())
+                fields += _fields(period_file)
             quota, period = fields[0], int(fields[1])
             if quota == "max" or int(quota) <= 0 or period <= 0:
                 return None
@@ -184,6 +187,8 @@ def _reason() -> str:
 
 def config() -> dict[str, Any]:
     """Everything show_config prints."""
+    import platform  # here, because it takes a third of the time of the whole import
+
     from fastxent import __version__
 
     return {
@@ -195,7 +200,7 @@ def config() -> dict[str, Any]:
         "levels available": ", ".join(usable_levels()),
         "OpenMP": "yes" if engine.has_openmp() else "no",
         "threads": f"{get_num_threads()} ({_reason()})",
-        "extension": Path(engine.__file__ or "?").name,
+        "extension": os.path.basename(engine.__file__ or "?"),
     }
 
 
