@@ -432,7 +432,7 @@ report("log_sigmoid", lambda: fx.log_sigmoid(z, out=out))
 """
 # Each row of the outputs, or each element of binary losses, is either finished or as it was.
 PARTLY = """
-M, K = 2 * 10**7, 5
+M, K = 6 * 10**7, 5
 z = np.resize(generator.standard_normal(10**6).astype(REAL), M).reshape(-1, K)
 t = np.zeros(len(z), int)
 for loss, arguments, calls in (
@@ -442,7 +442,7 @@ for loss, arguments, calls in (
 ):
     for call in calls:
         outputs = [np.full_like(z, np.nan) for _ in range(2 if call == "value_grad_hess" else 1)]
-        delay = 0.03 if isinstance(loss, fx.CrossEntropy) else 0.1
+        delay = 0.03 if isinstance(loss, fx.CrossEntropy) else 0.06
         report(type(loss).__name__ + " " + call, lambda: getattr(loss, call)(*arguments, None, *outputs), delay)
         written = [~np.isnan(out) for out in outputs]
         whole = getattr(loss, call)(*arguments)[1:]

@@ -178,7 +178,7 @@ def _reason() -> str:
         why = f"OpenMP's limit is {openmp} (threadpoolctl, joblib or omp_set_num_threads)"
     elif _QUOTA is not None and _QUOTA <= _AFFINITY:
         why = f"the control group's quota allows {_counted(_QUOTA)}"
-    elif _AFFINITY < all_cpus:
+    elif all_cpus > _AFFINITY:
         why = f"the CPU affinity allows {_AFFINITY} of {_counted(all_cpus)}"
     else:
         why = _counted(_AFFINITY)
