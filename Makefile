@@ -26,6 +26,12 @@ test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 	$(BIN)/python -m pytest -m slow
 
+PARALLEL_TESTS := $(patsubst %,tests/test_%.py,activations binary_outputs cross_entropy_outputs errors everyday focal_outputs \
+	loss_objects sigmoid threads)
+
+parallel-tests: $(BUILT) $(call GROUP,parallel)  ## a part of the tests, each of them in four threads at once
+	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
+
 exhaustive: $(BUILT) $(call GROUP,demo)  ## exp and log1p of every level, for every float32 number (a few minutes)
 	$(BIN)/python tools/exhaustive.py
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,10 @@ import numpy as np
 from fastxent import _check
 from fastxent.cpu import engine
 
-# Read once: what OpenMP's runtime read when it was loaded.
-_OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
 _LEVEL_VARIABLE = "FASTXENT_ISA"
 _CGROUPS = (
-    (Path("/sys/fs/cgroup/cpu.max"), None),
-    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    ("/sys/fs/cgroup/cpu.max", None),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
 # More threads than this many times the usable CPUs help nobody and may fail to start, which would end the process.
 _OVERSUBSCRIPTION = 4
@@ -47,13 +43,18 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
+def _fields(path: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:  # pathlib would be most of the time that the import takes
+        return file.read().split()
+
+
 def _cgroup_quota() -> int | None:
     """CPUs the control group allows, rounded up; None if it sets no limit."""
     for file, period_file in _CGROUPS:
         try:
-            fields = file.read_text().split()
+            fields = _fields(file)
             if period_file is not None:
-                fields.append(period_file.read_text().strip())
+                fields += _fields(period_file)
             quota, period = fields[0], int(fields[1])
             if quota == "max" or int(quota) <= 0 or period <= 0:
                 return None
@@ -63,16 +64,25 @@ def _cgroup_quota() -> int | None:
     return None
 
 
+def _from_environment() -> int | None:
+    """The number in ``OMP_NUM_THREADS`` as OpenMP reads it; None if there is none, or one that OpenMP ignores."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # further numbers are for nested regions
+    return int(first) if first.isascii() and first.isdecimal() and int(first) > 0 else None
+
+
+# Read once: what OpenMP's runtime read when it was loaded.
+_OMP_NUM_THREADS = _from_environment()
 _QUOTA = _cgroup_quota()
 _AFFINITY = _affinity()
 _CPUS = min(_AFFINITY, _QUOTA or sys.maxsize)
+_MOST = max(1, min(_OVERSUBSCRIPTION * max(_CPUS, 2), engine.openmp_thread_limit()))
 
 
 def _apply(n: int) -> None:
     global _requested
     _requested = n
-    limit = sys.maxsize if _OMP_NUM_THREADS else _CPUS
-    engine.configure_threads(max(n, 0), max(-1 - n, 0) if n < 0 else 0, min(limit, 2**31 - 1))
+    limit = _MOST if _OMP_NUM_THREADS else min(_CPUS, _MOST)
+    engine.configure_threads(max(n, 0), max(-1 - n, 0) if n < 0 else 0, limit)
 
 
 def set_num_threads(n: int) -> None:
@@ -81,9 +91,10 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        Positive: that many, capped at four times the usable CPUs. Negative, as in joblib: -1 is all threads OpenMP
-        would use (the default: ``OMP_NUM_THREADS``, threadpoolctl and joblib are obeyed, CPU affinity and the control
-        group's quota where ``OMP_NUM_THREADS`` is unset), -2 all but one, and so on, at least one.
+        Positive: that many. Negative, as in joblib: -1 is all threads OpenMP would use (the default:
+        ``OMP_NUM_THREADS``, threadpoolctl and joblib are obeyed, CPU affinity and the control group's quota at import
+        where ``OMP_NUM_THREADS`` is unset), -2 all but one, and so on, at least one. Never more than four times the
+        usable CPUs (at least 8) or ``OMP_THREAD_LIMIT``.
 
     Raises
     ------
@@ -101,6 +112,11 @@ def set_num_threads(n: int) -> None:
     -----
     Results do not depend on the number of threads, bit for bit. Small calls run on one thread whatever is set here.
 
+    Ctrl-C stops a long call within 0.2 s with ``KeyboardInterrupt``. Its outputs are then partly written: some rows of
+    ``grad_out`` and ``hess_out`` hold results, the others what they held before, and logits that were to be overwritten
+    by their gradient are lost. Later calls are not affected. Only a single row of very many classes (10**8 and more)
+    may take longer.
+
     Examples
     --------
     >>> import fastxent as fx
@@ -113,8 +129,7 @@ def set_num_threads(n: int) -> None:
     assert number is not None
     if number == 0:
         _check.fail(ValueError, "n", "be a non-zero integer", 0)
-    cap = max(1, min(_OVERSUBSCRIPTION * max(_CPUS, 2), engine.openmp_thread_limit()))
-    _apply(max(-(2**30), min(number, cap)))
+    _apply(max(-(2**30), min(number, _MOST)))
 
 
 def get_num_threads() -> int:
@@ -139,6 +154,10 @@ def get_num_threads() -> int:
     return engine.threads()
 
 
+def _counted(cpus: int) -> str:
+    return f"{cpus} CPU{'s' if cpus > 1 else ''}"
+
+
 def _reason() -> str:
     """Why the number of threads is what it is."""
     if not engine.has_openmp():
@@ -149,20 +168,27 @@ def _reason() -> str:
         return "inside another parallel region"
     if _requested > 0:
         return f"set_num_threads({_requested})"
-    openmp = engine.openmp_max_threads()
-    if _OMP_NUM_THREADS:
-        why = f"OMP_NUM_THREADS={_OMP_NUM_THREADS}"
-    elif openmp < _CPUS:
+    openmp, all_cpus = engine.openmp_max_threads(), os.cpu_count() or 1
+    wanted = openmp if _OMP_NUM_THREADS else min(openmp, _CPUS)
+    if wanted > _MOST:
+        why = f"OpenMP's limit is {openmp}, of which at most {_MOST} are used"
+    elif openmp == _OMP_NUM_THREADS:
+        why = f"OMP_NUM_THREADS={openmp}"
+    elif _OMP_NUM_THREADS or openmp < _CPUS:
         why = f"OpenMP's limit is {openmp} (threadpoolctl, joblib or omp_set_num_threads)"
     elif _QUOTA is not None and _QUOTA <= _AFFINITY:
-        why = f"the control group's quota allows {_QUOTA} CPUs"
+        why = f"the control group's quota allows {_counted(_QUOTA)}"
+    elif all_cpus > _AFFINITY:
+        why = f"the CPU affinity allows {_AFFINITY} of {_counted(all_cpus)}"
     else:
-        why = f"{_AFFINITY} CPUs are usable"
+        why = _counted(_AFFINITY)
     return why if _requested == -1 else f"{why}, set_num_threads({_requested})"
 
 
 def config() -> dict[str, Any]:
     """Everything show_config prints."""
+    import platform  # here, because it takes a third of the time of the whole import
+
     from fastxent import __version__
 
     return {
@@ -174,7 +200,7 @@ def config() -> dict[str, Any]:
         "levels available": ", ".join(usable_levels()),
         "OpenMP": "yes" if engine.has_openmp() else "no",
         "threads": f"{get_num_threads()} ({_reason()})",
-        "extension": Path(engine.__file__ or "?").name,
+        "extension": os.path.basename(engine.__file__ or "?"),
     }
 
 

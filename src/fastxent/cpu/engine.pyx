@@ -107,8 +107,10 @@ ctypedef fused word:
 cdef int64_t GRAIN = 65536
 # Below this the GIL is kept: releasing it costs more than it gives (about 10 microseconds of work).
 cdef int64_t KEEP_GIL_BELOW = 16384
-# Between two looks at signals: at most about 50 milliseconds of one thread's work on the slowest level.
-cdef int64_t SLICE = 1 << 24
+# Logits of each thread between two looks at signals: at most about 50 milliseconds of work on the slowest level, also
+# where the outputs are memory that is touched for the first time. The powers of focal losses take several times as long.
+cdef int64_t SLICE = 1 << 22
+cdef int64_t FOCAL_SLICE = 1 << 20
 
 TASKS = {
     "cross_entropy": FX_CROSS_ENTROPY, "focal": FX_FOCAL, "softmax": FX_SOFTMAX, "log_softmax": FX_LOG_SOFTMAX,
@@ -303,6 +305,7 @@ cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first
 cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1:
     """Survey all blocks (``flaws`` given: it gets what is found) or compute them; the sum of what they return."""
     cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
+    cdef int64_t slice_work = SLICE
     cdef bint survey = flaws != NULL
     cdef int n_threads
     cdef double *partial = NULL
@@ -313,7 +316,9 @@ cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1
     if survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
         work = rows
     n_threads = threads_for(work, job.n_blocks)
-    per_slice = max(SLICE * n_threads // max(work // job.n_blocks, 1), 1)
+    if not survey and (job.task == FX_FOCAL or job.task == FX_BINARY_FOCAL):
+        slice_work = FOCAL_SLICE
+    per_slice = max(slice_work // max(work // job.n_blocks, 1), 1) * n_threads  # at least a block for every thread
     bytes_needed = <size_t> job.n_blocks * sizeof(double) + FX_ALIGNMENT
     if not survey:
         bytes_needed += <size_t> n_threads * job.scratch_bytes

@@ -420,7 +420,7 @@ static void survey_neighbours(const BLOCK *block, double *mass, REAL *buffer, MA
 /* Whether every t is finite as REAL and >= 0, and the sum of w t; runs along the axis without gaps. */
 static double survey_probabilities(const BLOCK *block, int *flaws)
 {
-    double mass[MAXIMAL_ROWS_PER_BLOCK + 2 * LANES], weight_sum = 0;
+    double mass[MAXIMAL_ROWS_PER_BLOCK + LANES], weight_sum = 0;
     REAL buffer[SURVEY_STEP];
     MASK good = equal(broadcast(0), broadcast(0));
     const fx_job *job = block->job;
