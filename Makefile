@@ -10,7 +10,8 @@ GROUP = $(VENV)/.group-$(1)
 BUILT := $(VENV)/.built
 
 .PHONY: help demo imbalance test test-slow exhaustive accuracy lint types format bench bench-quick bench-readme bench-guard \
-	bench-guard-record bench-peers package portable clean
+	bench-guard-record bench-peers package portable clean \
+	stubs docstrings review format-c wheel wheel-quick wheel-tests
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,6 +68,30 @@ package: $(call GROUP,dev)  ## build sdist and wheel, look inside, and run the w
 
 portable: $(call GROUP,dev)  ## build without vector types and without OpenMP, and run the self-test of that
 	FASTXENT_ONE_LANE=1 FASTXENT_NO_OPENMP=1 $(BIN)/python tools/check_package.py --wheel-only
+
+stubs: $(BUILT) $(call GROUP,types)  ## stubtest of the engine; pyright knows every public type
+	$(BIN)/python tools/types_complete.py
+
+docstrings: $(BUILT) $(call GROUP,types)  ## numpydoc's checks of the public docstrings
+	$(BIN)/python tools/docstrings.py
+
+review: $(call GROUP,review)  ## sp-repo-review, validate-pyproject, zizmor and codespell
+	$(BIN)/sp-repo-review .
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/codespell
+
+format-c: $(call GROUP,review)  ## report how far the C code is from .clang-format (python tools/format_c.py --apply)
+	$(BIN)/python tools/format_c.py
+
+wheel: $(call GROUP,wheel)  ## build, repair and check the wheel, rebuild it bit for bit, test it on every Python here (half an hour)
+	$(BIN)/python tools/wheel.py
+
+wheel-quick: $(call GROUP,wheel)  ## the same without the rebuild, with one NumPy per Python and a part of the tests
+	$(BIN)/python tools/wheel.py --quick
+
+wheel-tests: $(call GROUP,wheel)  ## test the wheel in dist on every Python here
+	$(BIN)/python tools/wheel.py --wheel dist/*.whl
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png

@@ -8,8 +8,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import fastxent
 from numpydoc.validate import ERROR_MSGS, validate
+
+import fastxent
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
