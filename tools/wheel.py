@@ -212,17 +212,18 @@ def interpreters() -> dict[tuple[int, int], Path]:
     return dict(sorted(found.items()))
 
 
-def numpy_versions(python: Path) -> tuple[str, str]:
-    """The oldest and the newest NumPy that has a wheel for this interpreter."""
+def numpy_versions(version: tuple[int, int]) -> tuple[str, str]:
+    """The oldest and the newest NumPy that has a wheel for CPython of this version."""
+    # Asked of our own pip: those that old interpreters bring list what has no wheel for them.
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "numpy"]
     answer = subprocess.run(
-        [str(python), "-m", "pip", "index", "versions", "numpy", "--only-binary", ":all:"],
+        [*pip, "--only-binary=:all:", f"--python-version={version[0]}.{version[1]}"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     listed = next(line for line in answer.splitlines() if line.startswith("Available versions:"))
-    versions = sorted(Version(v) for v in listed.partition(":")[2].replace(",", " ").split())
-    fitting = [v for v in versions if v in NUMPY]
+    fitting = sorted(v for v in map(Version, listed.partition(":")[2].split(",")) if v in NUMPY)
     return str(fitting[0]), str(fitting[-1])
 
 
@@ -230,7 +231,7 @@ def environments(quick: bool) -> Iterator[tuple[str, Path, str]]:
     """Yield (name, interpreter, NumPy) to test with."""
     for version, python in interpreters().items():
         name = f"CPython {version[0]}.{version[1]}"
-        oldest, newest = numpy_versions(python)
+        oldest, newest = numpy_versions(version)
         for numpy in (newest,) if quick else dict.fromkeys((oldest, newest)):
             yield f"{name}, NumPy {numpy}", python, numpy
 
