@@ -32,15 +32,12 @@ OLDEST_PYTHON = (3, 11)
 NUMPY = SpecifierSet(">=1.26")
 # What tests need beside the installed package; without src, so that it is the wheel that is tested.
 TEST_FILES = ("tests", "benchmarks", "tools", "pyproject.toml", "README.md")
-# The tests that need nothing but NumPy and pytest, less the slow ones: outputs, errors, options, threads of a fresh process.
+# Tests that need nothing but NumPy and pytest, a few seconds: errors, options, the short way, threads of a fresh process.
 QUICK_TESTS = (
     "tests/test_config.py",
-    "tests/test_cross_entropy_outputs.py",
-    "tests/test_engine.py",
     "tests/test_errors.py",
     "tests/test_everyday.py",
     "tests/test_loss_objects.py",
-    "tests/test_published_figures.py",
 )
 # Files whose names say that somebody could read or compile them.
 SOURCES = {".c", ".h", ".pyx", ".pxd", ".o"}
