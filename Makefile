@@ -75,11 +75,10 @@ stubs: $(BUILT) $(call GROUP,types)  ## stubtest of the engine; pyright knows ev
 docstrings: $(BUILT) $(call GROUP,types)  ## numpydoc's checks of the public docstrings
 	$(BIN)/python tools/docstrings.py
 
-review: $(call GROUP,review)  ## sp-repo-review, validate-pyproject, zizmor and codespell
+review: $(call GROUP,review)  ## sp-repo-review, validate-pyproject and zizmor
 	$(BIN)/sp-repo-review .
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/codespell
 
 format-c: $(call GROUP,review)  ## report how far the C code is from .clang-format (python tools/format_c.py --apply)
 	$(BIN)/python tools/format_c.py

@@ -41,12 +41,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def review(session: nox.Session) -> None:
-    """Run sp-repo-review, validate-pyproject, zizmor and codespell."""
+    """Run sp-repo-review, validate-pyproject and zizmor."""
     install(session, "review", package=False)
     session.run("sp-repo-review", ".")
     session.run("validate-pyproject", "pyproject.toml")
     session.run("zizmor", "--offline", ".github")
-    session.run("codespell")
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
