@@ -91,6 +91,29 @@ docs: $(BUILT) $(call GROUP,docs)  ## build the site in build/docs/html; every w
 docs-doctest: $(BUILT) $(call GROUP,docs) $(call GROUP,test)  ## run the examples of the site
 	$(BIN)/python -m sphinx -E -n -W --keep-going -q -b doctest docs build/docs/doctest
 
+stubs: $(BUILT) $(call GROUP,types)  ## stubtest of the engine; pyright knows every public type
+	$(BIN)/python tools/types_complete.py
+
+docstrings: $(BUILT) $(call GROUP,types)  ## numpydoc's checks of the public docstrings
+	$(BIN)/python tools/docstrings.py
+
+review: $(call GROUP,review)  ## sp-repo-review, validate-pyproject and zizmor
+	$(BIN)/sp-repo-review .
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/zizmor --offline --quiet .github
+
+format-c: $(call GROUP,review)  ## report how far the C code is from .clang-format (python tools/format_c.py --apply)
+	$(BIN)/python tools/format_c.py
+
+wheel: $(call GROUP,wheel)  ## build, repair and check the wheel, rebuild it bit for bit, test it on every Python here (half an hour)
+	$(BIN)/python tools/wheel.py
+
+wheel-quick: $(call GROUP,wheel)  ## the same without the rebuild, with one NumPy per Python and a part of the tests
+	$(BIN)/python tools/wheel.py --quick
+
+wheel-tests: $(call GROUP,wheel)  ## test the wheel in dist on every Python here
+	$(BIN)/python tools/wheel.py --wheel dist/*.whl
+
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist src/*.egg-info src/fastxent/cpu/engine.c src/fastxent/cpu/*.so demo.png imbalance.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

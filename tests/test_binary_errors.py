@@ -298,7 +298,7 @@ OPTIONS = [
     (FOCAL, {"gamma": np.float32(-2)}, ValueError, GAMMA + "-2.0"),
     (FOCAL, {"gamma": "2"}, TypeError, "gamma must be a real number; got '2'"),
     (FOCAL, {"gamma": True}, TypeError, "gamma must be a real number; got True"),
-    (FOCAL, {"gamma": np.True_}, TypeError, "gamma must be a real number; got np.True_"),
+    (FOCAL, {"gamma": np.True_}, TypeError, f"gamma must be a real number; got {np.True_!r}"),
     (FOCAL, {"gamma": None}, TypeError, "gamma must be a real number; got None"),
     (FOCAL, {"gamma": 1j}, TypeError, "gamma must be a real number; got 1j"),
     (FOCAL, {"gamma": [2.0]}, TypeError, "gamma must be a real number; got [2.0]"),

@@ -64,7 +64,7 @@ class Loss(ABC):
 
         Parameters
         ----------
-        logits, target, sample_weight
+        logits, target, sample_weight : array_like
             As for the value.
         grad_out : ndarray or None
             Where the gradient is written: writable, shape and dtype of ``logits``. It may be ``logits`` itself, which
@@ -103,7 +103,7 @@ class Loss(ABC):
 
         Parameters
         ----------
-        logits, target, sample_weight, grad_out
+        logits, target, sample_weight, grad_out : array_like
             As for ``value_and_grad``.
         hess_out : ndarray or None
             Where the Hessian diagonal is written: writable, shape and dtype of ``logits``, apart from all other

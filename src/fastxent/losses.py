@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastxent import _check
-from fastxent._base import BinaryLoss, Loss, SoftmaxLoss
+from fastxent._base import BinaryLoss, SoftmaxLoss
 from fastxent.activations import balanced_class_weight
 
 __all__ = ["BinaryCrossEntropy", "BinaryFocalLoss", "CrossEntropy", "FocalLoss", "balanced_class_weight"]
@@ -117,7 +117,9 @@ class CrossEntropy(SoftmaxLoss):
     axis: int = -1
     inputs: str = "logits"
 
-    __hash__ = Loss.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the options; that of a dataclass would not take class weights."""
+        return super().__hash__()
 
     def __post_init__(self) -> None:
         """Check the options once, and make them immutable."""
@@ -216,7 +218,9 @@ class FocalLoss(SoftmaxLoss):
     reduction: str = "mean"
     axis: int = -1
 
-    __hash__ = Loss.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the options; that of a dataclass would not take class weights."""
+        return super().__hash__()
 
     def __post_init__(self) -> None:
         """Check the options once, and make them immutable."""
@@ -313,7 +317,9 @@ class BinaryCrossEntropy(BinaryLoss):
     reduction: str = "mean"
     inputs: str = "logits"
 
-    __hash__ = Loss.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the options; that of a dataclass would not take class weights."""
+        return super().__hash__()
 
     def __post_init__(self) -> None:
         """Check the options once, and make them immutable."""
@@ -407,7 +413,9 @@ class BinaryFocalLoss(BinaryLoss):
     ignore_index: int | None = None
     reduction: str = "mean"
 
-    __hash__ = Loss.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the options; that of a dataclass would not take class weights."""
+        return super().__hash__()
 
     def __post_init__(self) -> None:
         """Check the options once, and make them immutable."""

@@ -1,10 +1,11 @@
 """Types of the compiled engine."""
 
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import disjoint_base
 
 TASKS: Final[dict[str, int]]
 INPUTS: Final[dict[str, int]]
@@ -30,9 +31,10 @@ def elementary(
 ) -> None: ...
 def kernel_addresses() -> tuple[int, int]: ...
 
+@disjoint_base
 class Job:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         task: str,
         logits: npt.NDArray[Any],
         *,
@@ -48,15 +50,16 @@ class Job:
         inputs: str = "logits",
         gamma: float = 0.0,
         alpha: float | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def survey(self) -> tuple[float, int]: ...
     def compute(self, divisor: float) -> float: ...
     @property
     def plan(self) -> dict[str, Any]: ...
 
+@disjoint_base
 class Everyday:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         task: str,
         array_type: type,
         empty_like: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
@@ -67,6 +70,6 @@ class Everyday:
         inputs: str = "logits",
         gamma: float = 0.0,
         alpha: float | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def value(self, logits: Any, target: Any) -> float | None: ...
     def value_and_grad(self, logits: Any, target: Any, grad_out: Any) -> tuple[float, npt.NDArray[Any]] | None: ...
