@@ -231,3 +231,13 @@ def test_subnormal_results_keep_their_order_of_magnitude(dtype):
         ratio = result / exact
         assert ratio.min() > 0.1
         assert ratio.max() < 10
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 300, 9000])
+def test_a_row_of_masked_classes_is_nan_although_nothing_is_left_to_smooth(isa, dtype, n_classes):
+    logits = np.full((2, n_classes), -np.inf, dtype)
+    logits[1] = 0.0
+    loss = fx.FocalLoss(label_smoothing=1.0, reduction="none")
+    values = loss(logits, np.array([0, 0]))
+    assert np.isnan(values[0])
+    assert np.isfinite(values[1])

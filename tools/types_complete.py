@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,13 @@ def main() -> None:
     print(f"stubtest: {'failed' if stubs else 'no complaint'}", flush=True)
     pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--verifytypes", "fastxent"]
     answer = subprocess.run(
-        [*pyright, "--ignoreexternal", "--outputjson"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*pyright, "--ignoreexternal", "--outputjson"],
+        cwd=ROOT,
+        # An editable install of the folder it runs in is no installed package to pyright.
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         report = json.loads(answer.stdout)["typeCompleteness"]

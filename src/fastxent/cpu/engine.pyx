@@ -108,7 +108,7 @@ cdef int64_t GRAIN = 65536
 # Below this the GIL is kept: releasing it costs more than it gives (about 10 microseconds of work).
 cdef int64_t KEEP_GIL_BELOW = 16384
 # Logits of each thread between two looks at signals: at most about 50 milliseconds of work on the slowest level, also
-# where the outputs are memory that is touched for the first time. The powers of focal losses take several times as long.
+# where the outputs are memory that is touched for the first time. The powers of focal losses take several times that.
 cdef int64_t SLICE = 1 << 22
 cdef int64_t FOCAL_SLICE = 1 << 20
 

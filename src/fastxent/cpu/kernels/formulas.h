@@ -224,6 +224,9 @@ NOINLINE FOCAL focal_of(const SOFTMAX *row, VECTOR e, VECTOR minus_log_p, FOCUS 
 /* u x, with 0 * inf = 0. */
 INLINE VECTOR without_zero(VECTOR u, VECTOR x) { return choose(equal(u, broadcast(0)), broadcast(0), u * x); }
 
+/* 0, but NaN in a row without a loss: one of nothing but masked classes has no mass whose loss could say so. */
+INLINE VECTOR value_of_nothing(const SOFTMAX *row) { return (REAL)0 * row->log_sum; }
+
 INLINE VECTOR focal_value(VECTOR u, const FOCAL *focal)
 {
     return without_zero(u, focal->modulation * focal->minus_log_p);

@@ -367,7 +367,7 @@ RARE void long_row_focal(LONG_GROUP *group, PAIR *total_mass, PAIR *total_curvat
     *total_mass = split(add_lanes(none, mass));
     *total_curvature = split(add_lanes(none, curvature));
     /* Where only a distance overflows, q^gamma is 1 and the cross-entropy is the focal loss. */
-    const double total_value = total_of_lanes(value);
+    const double total_value = total_of_lanes(value) + (double)first_lane(value_of_nothing(&group->softmax));
     if (!isinf(total_value)) group->block->value[group->row] = total_value;
 }
 

@@ -542,8 +542,8 @@ NOINLINE void soft_rows(GROUP *group, const SMOOTHED_ROWS *smoothed)
     const REAL *masses[LANES] = {NULL};
     PAIR total_mass, total_curvature = zero_pair();
     VECTOR value = masses_of_group(group, done, masses, &total_mass);
-    value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) : total(total_mass) * softmax->log_sum
-        + value;
+    value = focal ? focal_masses_of_group(group, &total_mass, &total_curvature) + value_of_nothing(softmax)
+                  : total(total_mass) * softmax->log_sum + value;
     if (done) {
         REAL lanes[LANES];
         store(lanes, value);

@@ -497,7 +497,7 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
             store(mass + c * LANES, without_zero(u, one_class.mass));
             store(tile->curvature + c * LANES, without_zero(u, one_class.curvature));
         }
-        value = total(compensated_sum_of(terms, n_classes));
+        value = total(compensated_sum_of(terms, n_classes)) + value_of_nothing(&softmax);
         total_mass = compensated_sum_of(mass, n_classes);
     }
     put_values(block, value, row);
