@@ -44,17 +44,19 @@ sanitize: $(call GROUP,dev)  ## build with gcc's sanitizers; 1000 random calls a
 guard-pages: $(BUILT)  ## every kernel between pages that must not be touched
 	$(BIN)/python tools/guard_pages
 
-lint: $(call GROUP,lint)  ## ruff and cython-lint
+lint: $(call GROUP,lint)  ## ruff, cython-lint and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH=$(BIN):$$PATH cython-lint --max-line-length 120 src
+	$(BIN)/python tools/format_c.py
 
 types: $(BUILT) $(call GROUP,dev)  ## mypy --strict
 	$(BIN)/mypy
 
-format: $(call GROUP,lint)  ## format the Python code
+format: $(call GROUP,lint)  ## format the Python and the C code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/format_c.py --apply
 
 bench: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## run the benchmarks beside every peer that can be imported (about 15 minutes)
 	$(BIN)/python -m benchmarks
@@ -101,9 +103,6 @@ review: $(call GROUP,review)  ## sp-repo-review, validate-pyproject and zizmor
 	$(BIN)/sp-repo-review .
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/zizmor --offline --quiet .github
-
-format-c: $(call GROUP,review)  ## report how far the C code is from .clang-format (python tools/format_c.py --apply)
-	$(BIN)/python tools/format_c.py
 
 wheel: $(call GROUP,wheel)  ## build, repair and check the wheel, rebuild it bit for bit, test it on every Python here (half an hour)
 	$(BIN)/python tools/wheel.py

@@ -1,4 +1,4 @@
-"""Report how far the C code is from .clang-format, and which lines are too long; ``--apply`` formats."""
+"""Check that the C code is as .clang-format wants it, and has no line that is too long; ``--apply`` formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_LINE = 120
 
 
 def main() -> None:
-    """Print the number of lines per file that would change."""
+    """Print which files would change and which lines are too long, and fail if there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--apply", action="store_true", help="rewrite the files")
     parser.add_argument("--diff", action="store_true", help="show what would change")
@@ -37,6 +37,8 @@ def main() -> None:
         if arguments.apply:
             file.write_text(formatted)
     print(f"{n_changed} of {n_lines} lines would change; {n_long} are longer than {LONGEST_LINE} columns")
+    if (n_changed and not arguments.apply) or n_long:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ INLINE VECTOR binary_value(const LOGIT *x, VECTOR against, VECTOR sum_log, const
 }
 /* But for the sign of the logit. */
 INLINE VECTOR binary_gradient(const LOGIT *x, VECTOR against, VECTOR sum_e)
-{
-    return multiply_add(-sum_e, x->inverse, against);
-}
+{ return multiply_add(-sum_e, x->inverse, against); }
 INLINE VECTOR binary_hessian(const LOGIT *x, VECTOR sum_e) { return sum_e * x->inverse * x->inverse; }
 
 /* ---- from probabilities ---- */
@@ -109,23 +107,17 @@ INLINE PROBABILITY probability_of(VECTOR p)
 }
 
 INLINE VECTOR probability_value(const PROBABILITY *x, MASSES masses)
-{
-    return times(masses.positive, x->minus_log_p) + times(masses.negative, x->minus_log_q);
-}
+{ return times(masses.positive, x->minus_log_p) + times(masses.negative, x->minus_log_q); }
 /* With respect to a probability, times `scale`, which comes first because mass / p may overflow where scale mass / p
  * does not. */
 INLINE VECTOR over(VECTOR mass, VECTOR scaled, VECTOR x)
-{
-    return choose(equal(mass, broadcast(0)), broadcast(0), scaled / x);
-}
+{ return choose(equal(mass, broadcast(0)), broadcast(0), scaled / x); }
 INLINE VECTOR probability_gradient(const PROBABILITY *x, MASSES masses, VECTOR scale)
-{
-    return over(masses.negative, scale * masses.negative, x->q) - over(masses.positive, scale * masses.positive, x->p);
-}
+{ return over(masses.negative, scale * masses.negative, x->q) - over(masses.positive, scale * masses.positive, x->p); }
 INLINE VECTOR probability_hessian(const PROBABILITY *x, MASSES masses, VECTOR scale)
 {
     return over(masses.negative, scale * masses.negative / x->q, x->q)
-         + over(masses.positive, scale * masses.positive / x->p, x->p);
+        + over(masses.positive, scale * masses.positive / x->p, x->p);
 }
 
 /* ---- focal loss ----
@@ -153,8 +145,8 @@ INLINE VECTOR rho_of(const BINARY_FOCAL *focal, const LOGIT *x)
     return choose(equal(focal->sides, broadcast(0)), focal->difference, quotient);
 }
 
-INLINE BINARY_FOCAL binary_focal_of(const LOGIT *x, MASSES masses, FOCUS focus, VECTOR alpha, VECTOR one_minus_alpha,
-                                    const int finite)
+INLINE BINARY_FOCAL binary_focal_of(
+    const LOGIT *x, MASSES masses, FOCUS focus, VECTOR alpha, VECTOR one_minus_alpha, const int finite)
 {
     const VECTOR zero = broadcast(0), one = broadcast(1);
     const SIDES sides = sides_of(x, masses);
@@ -195,8 +187,7 @@ INLINE VECTOR binary_focal_value(const BINARY_FOCAL *focal, const int finite)
 INLINE VECTOR binary_focal_gradient(const BINARY_FOCAL *focal, const int finite)
 {
     const VECTOR pulled = finite ? focal->lever * focal->value : times(focal->lever, focal->value);
-    return focal->alpha * focal->lower
-           * multiply_add(broadcast(focal->gamma), pulled, focal->upper * focal->gradient);
+    return focal->alpha * focal->lower * multiply_add(broadcast(focal->gamma), pulled, focal->upper * focal->gradient);
 }
 INLINE VECTOR binary_focal_hessian(const BINARY_FOCAL *focal, const LOGIT *x, const int finite)
 {

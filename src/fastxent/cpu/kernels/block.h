@@ -19,13 +19,13 @@
 typedef struct {
     const fx_job *job;
     fx_array logits, target, sample_weight, loss, grad, hess;
-    int type;                   /* of logits, grad and hess: those of the job, or REAL where they were converted */
+    int type; /* of logits, grad and hess: those of the job, or REAL where they were converted */
     int64_t rows;
     int64_t *label;
-    double *weight, *value;     /* value: the loss of each row before its weight */
-    REAL *scale;                /* weight times the scale of the gradient */
-    int all_weigh_one;          /* then `weight` is not filled in */
-    int grad_is_clear;          /* the gradient of rows of weight 0 is 0 already */
+    double *weight, *value; /* value: the loss of each row before its weight */
+    REAL *scale;            /* weight times the scale of the gradient */
+    int all_weigh_one;      /* then `weight` is not filled in */
+    int grad_is_clear;      /* the gradient of rows of weight 0 is 0 already */
 } BLOCK;
 
 /* Of an array of REAL. */
@@ -43,35 +43,40 @@ INLINE int has_labels(const fx_job *job) { return job->target_type < FX_FLOAT16;
 
 INLINE size_t size_of(int type)
 {
-    return type == FX_INT8 || type == FX_UINT8 ? 1 : type == FX_INT16 || type == FX_UINT16 || is_half(type) ? 2
-           : type == FX_INT32 || type == FX_UINT32 || type == FX_FLOAT32 ? 4 : 8;
+    return type == FX_INT8 || type == FX_UINT8                        ? 1
+        : type == FX_INT16 || type == FX_UINT16 || is_half(type)      ? 2
+        : type == FX_INT32 || type == FX_UINT32 || type == FX_FLOAT32 ? 4
+                                                                      : 8;
 }
 
 INLINE fx_array array_from(const fx_array *array, int type, int64_t outer, int64_t row)
 {
     fx_array part = *array;
-    if (part.data) part.data = (char *)part.data + (outer * array->outer + row * array->inner) * (ptrdiff_t)size_of(type);
+    if (part.data)
+        part.data = (char *)part.data + (outer * array->outer + row * array->inner) * (ptrdiff_t)size_of(type);
     return part;
 }
 
 INLINE BLOCK block_of(const fx_job *job, int64_t number)
 {
-    const int64_t outer = number / job->n_blocks_per_outer, first = number % job->n_blocks_per_outer * job->rows_per_block;
+    const int64_t outer = number / job->n_blocks_per_outer,
+                  first = number % job->n_blocks_per_outer * job->rows_per_block;
     BLOCK block = {job, array_from(&job->logits, job->real_type, outer, first),
-                   array_from(&job->target, job->target_type, outer, first),
-                   array_from(&job->sample_weight, job->sample_weight_type, outer, first),
-                   array_from(&job->loss, job->real_type, outer, first), array_from(&job->grad, job->real_type, outer, first),
-                   array_from(&job->hess, job->real_type, outer, first), job->real_type, at_most(job->n_inner - first, job->rows_per_block),
-                   NULL, NULL, NULL, NULL, 0, 0};
+        array_from(&job->target, job->target_type, outer, first),
+        array_from(&job->sample_weight, job->sample_weight_type, outer, first),
+        array_from(&job->loss, job->real_type, outer, first), array_from(&job->grad, job->real_type, outer, first),
+        array_from(&job->hess, job->real_type, outer, first), job->real_type,
+        at_most(job->n_inner - first, job->rows_per_block), NULL, NULL, NULL, NULL, 0, 0};
     return block;
 }
 
 /* n numbers of any type as REAL. */
-NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
-                         REAL *RESTRICT out)
+NOINLINE void read_reals(
+    const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
     if (is_half(type)) read_halves(type, (const uint16_t *)array->data + offset, stride, n, out);
-    else if (type == REAL_TYPE && stride == 1) memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
+    else if (type == REAL_TYPE && stride == 1)
+        memcpy(out, (const REAL *)array->data + offset, (size_t)n * sizeof(REAL));
 #if REAL_BITS == 32
     else fx_read_floats(array->data, type, offset, stride, n, out);
 #else
@@ -80,14 +85,15 @@ NOINLINE void read_reals(const fx_array *array, int type, ptrdiff_t offset, ptrd
 }
 
 /* And back, as the type of the logits. */
-NOINLINE void write_reals(const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n,
-                          const REAL *from)
+NOINLINE void write_reals(
+    const fx_array *array, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, const REAL *from)
 {
     if (is_half(type)) write_halves(type, from, n, (uint16_t *)array->data + offset, stride);
     else {
         REAL *out = (REAL *)array->data + offset;
         if (stride == 1) memcpy(out, from, (size_t)n * sizeof(REAL));
-        else for (int64_t i = 0; i < n; i++) out[i * stride] = from[i];
+        else
+            for (int64_t i = 0; i < n; i++) out[i * stride] = from[i];
     }
 }
 
@@ -112,12 +118,11 @@ INLINE double sample_weight(const BLOCK *block, int64_t row)
     return array->data ? number_at(array, block->job->sample_weight_type, row * array->inner) : 1;
 }
 
-INLINE REAL class_weight(const fx_job *job, int64_t c) { return job->class_weight ? ((const REAL *)job->class_weight)[c] : 1; }
+INLINE REAL class_weight(const fx_job *job, int64_t c)
+{ return job->class_weight ? ((const REAL *)job->class_weight)[c] : 1; }
 
 INLINE double target_at(const BLOCK *block, int64_t row, int64_t c)
-{
-    return number_at(&block->target, block->job->target_type, row * block->target.inner + c * block->target.klass);
-}
+{ return number_at(&block->target, block->job->target_type, row * block->target.inner + c * block->target.klass); }
 
 /* Probabilities whose whole mass lies on the ignored class: the one-hot form of an ignored label. */
 NOINLINE int is_ignored_one_hot(const BLOCK *block, int64_t row)
@@ -169,8 +174,8 @@ static void scales_of(REAL *RESTRICT scale, const double *RESTRICT weight, int64
     if (suspects >> (REAL_BITS - 1) || !isnormal(inverse)) extreme_scales_of(scale, weight, n, divisor);
 }
 
-/* Clamp the labels and weigh the rows: ignored rows, labels out of range, weights. Selections instead of branches, because
- * there is no guessing which rows are ignored. */
+/* Clamp the labels and weigh the rows: ignored rows, labels out of range, weights. Selections instead of branches,
+ * because there is no guessing which rows are ignored. */
 static void prepare_weights(BLOCK *block)
 {
     const fx_job *job = block->job;
@@ -181,7 +186,8 @@ static void prepare_weights(BLOCK *block)
         const int64_t ignored = job->ignore_index, n_classes = job->n_classes;
         const int has_ignored = job->has_ignore_index;
         for (int64_t i = 0; i < rows; i++) {
-            const int is_valid = (uint64_t)label[i] < (uint64_t)n_classes, is_ignored = has_ignored & (label[i] == ignored);
+            const int is_valid = (uint64_t)label[i] < (uint64_t)n_classes,
+                      is_ignored = has_ignored & (label[i] == ignored);
             weight[i] = is_ignored ? 0 : is_valid ? 1 : NAN;
             label[i] = is_valid ? label[i] : 0;
         }
@@ -205,12 +211,11 @@ static void prepare(BLOCK *block)
     } else
         for (int64_t i = 0; i < rows; i++) block->label[i] = 0;
     for (int64_t i = rows; i < padded; i++) block->label[i] = 0, block->scale[i] = 0;
-    block->all_weigh_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !out_of_range
-                           && !is_soft(job);
+    block->all_weigh_one =
+        !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !out_of_range && !is_soft(job);
     if (block->all_weigh_one)
         for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)(1 / job->divisor);
-    else
-        prepare_weights(block);
+    else prepare_weights(block);
 }
 
 NOINLINE void zero_row(const BLOCK *block, const fx_array *array, int64_t row, int type)
@@ -245,13 +250,13 @@ static double sum_of_rows(const double *value, int64_t rows)
 
 INLINE void put_loss(const BLOCK *block, int64_t row, REAL value)
 {
-    if (is_half(block->job->real_type)) write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1,
-                                                    1, &value);
+    if (is_half(block->job->real_type))
+        write_reals(&block->loss, block->job->real_type, row * block->loss.inner, 1, 1, &value);
     else *row_of(&block->loss, row) = value;
 }
 
-/* Weight the losses, and clear the rows of weight 0. Their gradients are multiples of 0 already: for class indices only a
- * row with a NaN or an infinity may hold anything else. */
+/* Weight the losses, and clear the rows of weight 0. Their gradients are multiples of 0 already: for class indices only
+ * a row with a NaN or an infinity may hold anything else. */
 static void clear_rows(BLOCK *block)
 {
     const fx_job *job = block->job;
@@ -354,15 +359,13 @@ INLINE WIDE load_wide(const double *p)
 {
     WIDE wide;
 #pragma GCC unroll 2
-    for (int k = 0; k < DOUBLES_PER_VECTOR; k++)
-        wide.part[k] = *(const DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR);
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) wide.part[k] = *(const DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR);
     return wide;
 }
 INLINE void store_wide(double *p, WIDE wide)
 {
 #pragma GCC unroll 2
-    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR)
-        = wide.part[k];
+    for (int k = 0; k < DOUBLES_PER_VECTOR; k++) *(DOUBLES *)(p + k * LANES / DOUBLES_PER_VECTOR) = wide.part[k];
 }
 
 /* n neighbouring targets from `offset` on where they lie, or converted into `buffer`. */
@@ -387,8 +390,8 @@ INLINE double survey_row(const BLOCK *block, int64_t row, int64_t n_classes, REA
     double sums[LANES], total = 0;
     for (int64_t first = 0; first < n_classes; first += SURVEY_STEP) {
         const int64_t n = at_most(n_classes - first, SURVEY_STEP);
-        const REAL *t = targets_at(block, row * block->target.inner + first * block->target.klass,
-                                   block->target.klass, n, buffer);
+        const REAL *t =
+            targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, buffer);
         const REAL *w = job->class_weight ? (const REAL *)job->class_weight + first : NULL;
         for (int64_t i = 0; i < n; i += LANES) {
             const VECTOR t_i = load_up_to(t + i, n - i, 0);
@@ -426,8 +429,7 @@ static double survey_probabilities(const BLOCK *block, int *flaws)
     const fx_job *job = block->job;
     /* Where all weigh the same, rows without gaps are one. */
     const int is_one = !job->class_weight && !job->sample_weight.data && !job->has_ignore_index
-        && block->target.klass == 1
-                       && block->target.inner == job->n_classes;
+        && block->target.klass == 1 && block->target.inner == job->n_classes;
     const int64_t rows = is_one ? 1 : block->rows;
     if (block->target.inner == 1 && block->target.klass != 1) survey_neighbours(block, mass, buffer, &good);
     else

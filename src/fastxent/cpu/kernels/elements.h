@@ -1,9 +1,9 @@
-/* The elementwise regime: binary losses and sigmoids. Lanes are elements, and a block is a run of [inner][class] seen as one
- * axis, whatever the shape.
+/* The elementwise regime: binary losses and sigmoids. Lanes are elements, and a block is a run of [inner][class] seen
+ * as one axis, whatever the shape.
  *
  * Chunks of a block are brought into the first-level cache as REAL where they do not lie there already (other types,
- * strides, broadcast weights), computed, and taken to their places. Chunks of short rows are whole rows, so that weights per
- * label repeat from chunk to chunk and are fetched once.
+ * strides, broadcast weights), computed, and taken to their places. Chunks of short rows are whole rows, so that
+ * weights per label repeat from chunk to chunk and are fetched once.
  */
 #ifndef FASTXENT_ELEMENTS_H
 #define FASTXENT_ELEMENTS_H
@@ -23,21 +23,21 @@ INLINE int is_elementwise(const fx_job *job) { return job->task >= FX_BINARY_CRO
 
 typedef struct {
     const fx_job *job;
-    int64_t outer, first, n;                          /* the chunk */
-    int smoothed;                                     /* a flag of its own, or loops compare doubles again and again */
-    int streams;                                      /* its gradient goes from the registers past the caches */
-    REAL ignored;                                     /* targets equal to this do not count; NaN: all do */
-    REAL *z, *t, *pos_weight, *grad, *hess;           /* [ELEMENTS_CHUNK] */
-    REAL *e;                                          /* exp(-|z|) */
-    REAL *scale;                                      /* of the gradients, where there are sample weights */
-    REAL *value;                                      /* losses before their weights */
+    int64_t outer, first, n;                /* the chunk */
+    int smoothed;                           /* a flag of its own, or loops compare doubles again and again */
+    int streams;                            /* its gradient goes from the registers past the caches */
+    REAL ignored;                           /* targets equal to this do not count; NaN: all do */
+    REAL *z, *t, *pos_weight, *grad, *hess; /* [ELEMENTS_CHUNK] */
+    REAL *e;                                /* exp(-|z|) */
+    REAL *scale;                            /* of the gradients, where there are sample weights */
+    REAL *value;                            /* losses before their weights */
     double *weight;
 } ELEMENTS;
 
 static size_t elements_scratch(REAL *scratch, ELEMENTS *elements)
 {
-    REAL **reals[] = {&elements->z,    &elements->t,     &elements->pos_weight, &elements->grad,
-                      &elements->hess, &elements->scale, &elements->value,      &elements->e};
+    REAL **reals[] = {&elements->z, &elements->t, &elements->pos_weight, &elements->grad, &elements->hess,
+        &elements->scale, &elements->value, &elements->e};
     REAL *next = scratch;
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += ELEMENTS_CHUNK + PADDING;
     elements->weight = (double *)next;
@@ -46,7 +46,8 @@ static size_t elements_scratch(REAL *scratch, ELEMENTS *elements)
 }
 
 /* Elements of a chunk or block: whole rows where they are short. */
-static int64_t whole_rows(int64_t n_classes, int64_t limit) { return n_classes <= limit ? limit / n_classes * n_classes : limit; }
+static int64_t whole_rows(int64_t n_classes, int64_t limit)
+{ return n_classes <= limit ? limit / n_classes * n_classes : limit; }
 
 static void plan_elements(fx_job *job)
 {
@@ -68,27 +69,26 @@ INLINE RUN run_of(const fx_job *job, const fx_array *array, int64_t outer, int64
     const int64_t row = first / job->n_classes, c = first % job->n_classes;
     const int is_one = array->inner == array->klass * job->n_classes;
     RUN run = {outer * array->outer + row * array->inner + c * array->klass, array->klass,
-               is_one ? n : at_most(n, job->n_classes - c)};
+        is_one ? n : at_most(n, job->n_classes - c)};
     return run;
 }
 
 /* One RUN after the other of elements first .. first + n - 1. */
-#define FOR_RUNS(run, array, outer, begin, count)                                                                      \
-    for (int64_t done = 0; done < (count);)                                                                            \
-        for (RUN run = run_of(job, array, outer, (begin) + done, (count)-done); run.n; done += run.n, run.n = 0)
+#define FOR_RUNS(run, array, outer, begin, count) \
+    for (int64_t done = 0; done < (count);) \
+        for (RUN run = run_of(job, array, outer, (begin) + done, (count) - done); run.n; done += run.n, run.n = 0)
 
-static void gather(const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n, REAL *out)
-{
-    FOR_RUNS(run, array, outer, first, n) read_reals(array, type, run.offset, run.stride, run.n, out + done);
-}
+static void gather(
+    const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n, REAL *out)
+{ FOR_RUNS(run, array, outer, first, n) read_reals(array, type, run.offset, run.stride, run.n, out + done); }
 
 RARE void read_half_doubles(const fx_array *array, int type, RUN run, double *out)
 {
     for (int64_t i = 0; i < run.n; i++) out[i] = number_at(array, type, run.offset + i * run.stride);
 }
 
-static void gather_doubles(const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n,
-                           double *out)
+static void gather_doubles(
+    const fx_job *job, const fx_array *array, int type, int64_t outer, int64_t first, int64_t n, double *out)
 {
     FOR_RUNS(run, array, outer, first, n)
     {
@@ -124,7 +124,8 @@ static void scatter(const ELEMENTS *chunk, const fx_array *array, const REAL *fr
 INLINE REAL *place_of(const ELEMENTS *chunk, const fx_array *array, int type)
 {
     const RUN run = run_of(chunk->job, array, chunk->outer, chunk->first, chunk->n);
-    return array->data && type == REAL_TYPE && run.stride == 1 && run.n == chunk->n ? (REAL *)array->data + run.offset : NULL;
+    return array->data && type == REAL_TYPE && run.stride == 1 && run.n == chunk->n ? (REAL *)array->data + run.offset
+                                                                                    : NULL;
 }
 
 INLINE int is_aligned(const REAL *p) { return (uintptr_t)p % (VECTOR_BYTES + !VECTOR_BYTES) == 0; }
@@ -157,7 +158,8 @@ static const REAL *pos_weight_of(const ELEMENTS *chunk, int first_of_block)
 {
     const fx_job *job = chunk->job;
     const fx_array *array = &job->pos_weight;
-    if (array->inner != 0 || job->n_classes > ELEMENTS_CHUNK) return input_of(chunk, array, REAL_TYPE, chunk->pos_weight);
+    if (array->inner != 0 || job->n_classes > ELEMENTS_CHUNK)
+        return input_of(chunk, array, REAL_TYPE, chunk->pos_weight);
     if (first_of_block) gather(job, array, REAL_TYPE, chunk->outer, chunk->first, chunk->n, chunk->pos_weight);
     return chunk->pos_weight;
 }
@@ -182,7 +184,7 @@ static int has_long_labels(const fx_job *job) { return job->target_type == FX_IN
 static int must_mark_ignored(const fx_job *job)
 {
     return REAL_BITS == 32 && job->has_ignore_index && job->target_type == FX_FLOAT64
-           && (job->ignore_index == 0 || job->ignore_index == 1);
+        && (job->ignore_index == 0 || job->ignore_index == 1);
 }
 
 static const REAL *targets_of(const ELEMENTS *chunk, REAL *buffer)
@@ -214,16 +216,16 @@ static REAL ignored_target(const fx_job *job)
 
 /* Whether one of n numbers may be outside [0, last], by their bits: those of non-negative numbers are ordered as
  * integers. -0 is taken for one of them. */
-#define MAY_BE_OUTSIDE(name, type, word)                                                                               \
-    static int name(const type *RESTRICT x, int64_t n, type last)                                                      \
-    {                                                                                                                  \
-        word suspects = 0, largest, bits;                                                                              \
-        memcpy(&largest, &last, sizeof last);                                                                          \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            memcpy(&bits, x + i, sizeof bits);                                                                         \
-            suspects |= (largest - bits) | bits;                                                                       \
-        }                                                                                                              \
-        return suspects >> (8 * sizeof suspects - 1) != 0;                                                             \
+#define MAY_BE_OUTSIDE(name, type, word) \
+    static int name(const type *RESTRICT x, int64_t n, type last) \
+    { \
+        word suspects = 0, largest, bits; \
+        memcpy(&largest, &last, sizeof last); \
+        for (int64_t i = 0; i < n; i++) { \
+            memcpy(&bits, x + i, sizeof bits); \
+            suspects |= (largest - bits) | bits; \
+        } \
+        return suspects >> (8 * sizeof suspects - 1) != 0; \
     }
 MAY_BE_OUTSIDE(doubles_may_be_outside, double, uint64_t)
 #if REAL_BITS == 32
@@ -232,17 +234,18 @@ MAY_BE_OUTSIDE(reals_may_be_outside, REAL, uint32_t)
 #define reals_may_be_outside doubles_may_be_outside
 #endif
 
-/* Which of n targets are ignored (`skip`), and whether all others are in [0, 1]: a loop per type that they are compared in. */
-#define SURVEY_TARGETS(name, type, integer)                                                                            \
-    static int name(const type *RESTRICT t, int64_t n, int has_ignored, type ignored, int32_t *RESTRICT skip)          \
-    {                                                                                                                  \
-        integer bad = 0;                                                                                               \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            const int is_ignored = has_ignored & (t[i] == ignored);                                                    \
-            bad |= !(is_ignored | ((t[i] >= 0) & (t[i] <= 1)));                                                        \
-            skip[i] = is_ignored;                                                                                      \
-        }                                                                                                              \
-        return bad != 0;                                                                                               \
+/* Which of n targets are ignored (`skip`), and whether all others are in [0, 1]: a loop per type that they are compared
+   in. */
+#define SURVEY_TARGETS(name, type, integer) \
+    static int name(const type *RESTRICT t, int64_t n, int has_ignored, type ignored, int32_t *RESTRICT skip) \
+    { \
+        integer bad = 0; \
+        for (int64_t i = 0; i < n; i++) { \
+            const int is_ignored = has_ignored & (t[i] == ignored); \
+            bad |= !(is_ignored | ((t[i] >= 0) & (t[i] <= 1))); \
+            skip[i] = is_ignored; \
+        } \
+        return bad != 0; \
     }
 SURVEY_TARGETS(survey_reals, REAL, INTEGER)
 SURVEY_TARGETS(survey_int64, int64_t, int64_t)
@@ -279,12 +282,12 @@ static int survey_chunk(const ELEMENTS *chunk, int32_t *skip)
     if (job->target_type == FX_FLOAT64) {
         const double *t = doubles_of(chunk, target, FX_FLOAT64, buffer.doubles);
         return (has_ignored || doubles_may_be_outside(t, chunk->n, 1))
-               && survey_doubles(t, chunk->n, has_ignored, (double)job->ignore_index, skip);
+            && survey_doubles(t, chunk->n, has_ignored, (double)job->ignore_index, skip);
     }
 #endif
     const REAL *t = targets_of(chunk, buffer.reals);
     return (has_ignored || reals_may_be_outside(t, chunk->n, 1))
-           && survey_reals(t, chunk->n, has_ignored, (REAL)job->ignore_index, skip);
+        && survey_reals(t, chunk->n, has_ignored, (REAL)job->ignore_index, skip);
 }
 
 /* The sum of losses, times their weights if there are any, in four vectors of sums; up to PADDING more are added. */
@@ -323,15 +326,16 @@ static double sum_of_values(const REAL *value, const double *weight, int64_t n)
     return sum;
 }
 
-/* `careful`: logits may be infinite or NaN, losses beyond float32 and elements without a weight of their own (pos_weight
- * or alpha 0, which are not looked at); otherwise all is finite, or the sum of the losses is not. task and careful are
- * constants at most calls, so that each gets its own loop; branches on what is given cost nothing beside the arithmetic. */
+/* `careful`: logits may be infinite or NaN, losses beyond float32 and elements without a weight of their own
+ * (pos_weight or alpha 0, which are not looked at); otherwise all is finite, or the sum of the losses is not. task and
+ * careful are constants at most calls, so that each gets its own loop; branches on what is given cost nothing beside
+ * the arithmetic. */
 INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess,
-                         const int task, const int careful)
+    const int task, const int careful)
 {
     const fx_job *job = chunk->job;
-    const SMOOTHING smoothing = {broadcast((REAL)(1 - job->label_smoothing)),
-                                 broadcast((REAL)(job->label_smoothing / 2))};
+    const SMOOTHING smoothing = {
+        broadcast((REAL)(1 - job->label_smoothing)), broadcast((REAL)(job->label_smoothing / 2))};
     const int wants_inverse = grad || hess;
     const int smoothed = chunk->smoothed, from_probabilities = careful && job->inputs == FX_PROBS;
     const FOCUS focus = focus_of(job);
@@ -397,11 +401,9 @@ INLINE void binary_chunk(ELEMENTS *chunk, const REAL *z, const REAL *t, const RE
 }
 
 /* What is not the everyday case shares one copy of the code. */
-NOINLINE void binary_chunk_careful(ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad,
-                                   REAL *hess)
-{
-    binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, 1);
-}
+NOINLINE void binary_chunk_careful(
+    ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, REAL *grad, REAL *hess)
+{ binary_chunk(chunk, z, t, pos_weight, grad, hess, chunk->job->task, 1); }
 
 /* In float32 a weight times a finite loss may overflow; that is still a finite double. */
 RARE double wide_loss(const fx_job *job, REAL logit, REAL t, REAL pos_weight)
@@ -415,8 +417,8 @@ RARE double wide_loss(const fx_job *job, REAL logit, REAL t, REAL pos_weight)
 }
 
 /* The sum of a chunk in which losses are infinite or NaN; what can be represented in double is. */
-RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight,
-                               const double *weight)
+RARE double sum_of_wide_values(
+    const ELEMENTS *chunk, const REAL *z, const REAL *t, const REAL *pos_weight, const double *weight)
 {
     const fx_job *job = chunk->job;
     const int may_widen = REAL_BITS == 32 && job->task == FX_BINARY_CROSS_ENTROPY;
@@ -431,8 +433,8 @@ RARE double sum_of_wide_values(const ELEMENTS *chunk, const REAL *z, const REAL 
     return sum;
 }
 
-/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead. Their
- * own prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
+/* exp(-|z|) in a pass of its own: in one with what follows, processors would see too few of the long chains ahead.
+ * Their own prefetching begins anew with each chunk; so every pass fetches what it reads for the next chunk. */
 NOINLINE void exponentials_of_chunk(const REAL *z, int64_t n, REAL *e)
 {
     for (int64_t i = 0; i < n; i += LANES) {

@@ -23,7 +23,8 @@ INLINE FOCUS focus_of(const fx_job *job)
 }
 
 /* r^gamma, r in [0, 1], gamma > 0. The whole part of gamma by squaring, which multiplies the error of r by gamma and no
- * more; the rest in log space, where the roundings of the logarithm come on top of that (1.2 times DESIGN 2.5 at gamma 20). */
+ * more; the rest in log space, where the roundings of the logarithm come on top of that (1.2 times DESIGN 2.5 at gamma
+ * 20). */
 NOINLINE VECTOR power_of_fraction(VECTOR r, REAL gamma)
 {
     enum { MOST = 1024 };
@@ -34,7 +35,8 @@ NOINLINE VECTOR power_of_fraction(VECTOR r, REAL gamma)
         if (whole & 1) power *= square;
     if (rest > 0) {
         const VECTOR exponent = rest * log_of_fraction(r);
-        power *= exp_nonpositive(choose(less(broadcast(0), exponent), broadcast(0), exponent)); /* r may round to above 1 */
+        power *=
+            exp_nonpositive(choose(less(broadcast(0), exponent), broadcast(0), exponent)); /* r may round to above 1 */
     }
     return power;
 }
@@ -50,7 +52,10 @@ INLINE VECTOR power_of_log(VECTOR log_r, FOCUS focus)
 
 INLINE VECTOR modulation_of(VECTOR r, FOCUS focus)
 {
-    return focus.whole == 2 ? r * r : focus.whole == 1 ? r : focus.whole == 0 ? broadcast(1) : power_of_fraction(r, focus.gamma);
+    return focus.whole == 2 ? r * r
+        : focus.whole == 1  ? r
+        : focus.whole == 0  ? broadcast(1)
+                            : power_of_fraction(r, focus.gamma);
 }
 
 #endif

@@ -71,22 +71,22 @@ INLINE VECTOR exponential_any(VECTOR z, VECTOR m)
 INLINE VECTOR shift(VECTOR z, VECTOR m) { return choose(equal(z, m), broadcast(0), z - m); }
 
 /* Sum of `count` vectors of exponentials: pairwise by 8, compensated from 16 on (below, no error can build up). */
-#define DEFINE_SUM(name, term)                                                                       \
-    INLINE VECTOR name(const REAL *values, int64_t count)                                            \
-    {                                                                                                \
-        PAIR sum = zero_pair();                                                                      \
-        VECTOR eight = broadcast(0), rest = broadcast(0);                                            \
-        int64_t i = 0;                                                                               \
-        for (; i + 8 <= count; i += 8) {                                                             \
-            const REAL *v = values + i * LANES;                                                      \
-            VECTOR a = term(v) + term(v + LANES), b = term(v + 2 * LANES) + term(v + 3 * LANES);     \
-            VECTOR c = term(v + 4 * LANES) + term(v + 5 * LANES);                                    \
-            VECTOR d = term(v + 6 * LANES) + term(v + 7 * LANES);                                    \
-            eight = (a + b) + (c + d);                                                               \
-            if (count >= 16) sum = add(sum, eight);                                                  \
-        }                                                                                            \
-        _Pragma("GCC unroll 4") for (; i < count; i++) rest += term(values + i * LANES);             \
-        return count >= 16 ? total(add(sum, rest)) : eight + rest;                                   \
+#define DEFINE_SUM(name, term) \
+    INLINE VECTOR name(const REAL *values, int64_t count) \
+    { \
+        PAIR sum = zero_pair(); \
+        VECTOR eight = broadcast(0), rest = broadcast(0); \
+        int64_t i = 0; \
+        for (; i + 8 <= count; i += 8) { \
+            const REAL *v = values + i * LANES; \
+            VECTOR a = term(v) + term(v + LANES), b = term(v + 2 * LANES) + term(v + 3 * LANES); \
+            VECTOR c = term(v + 4 * LANES) + term(v + 5 * LANES); \
+            VECTOR d = term(v + 6 * LANES) + term(v + 7 * LANES); \
+            eight = (a + b) + (c + d); \
+            if (count >= 16) sum = add(sum, eight); \
+        } \
+        _Pragma("GCC unroll 4") for (; i < count; i++) rest += term(values + i * LANES); \
+        return count >= 16 ? total(add(sum, rest)) : eight + rest; \
     }
 INLINE VECTOR below_one(const REAL *v)
 {
@@ -96,8 +96,8 @@ INLINE VECTOR below_one(const REAL *v)
 DEFINE_SUM(sum_of, load)
 DEFINE_SUM(sum_below_one, below_one)
 
-/* The compensated sum of `count` vectors, in four chains: an addition here has to wait for the six operations of the one
- * before. */
+/* The compensated sum of `count` vectors, in four chains: an addition here has to wait for the six operations of the
+ * one before. */
 NOINLINE PAIR compensated_sum_of(const REAL *values, int64_t count)
 {
     PAIR sums[4] = {zero_pair(), zero_pair(), zero_pair(), zero_pair()};
@@ -138,25 +138,20 @@ NOINLINE SOFTMAX softmax_of(VECTOR max, VECTOR all, VECTOR below) { return softm
 
 /* log(sum exp z) of a row; where the maximum is infinite the limit, unless there is a NaN. */
 INLINE VECTOR log_sum_exp(const SOFTMAX *row)
-{
-    return choose(both(not_finite(row->max), equal(row->all, row->all)), row->max, row->max + row->log_sum);
-}
+{ return choose(both(not_finite(row->max), equal(row->all, row->all)), row->max, row->max + row->log_sum); }
 
 /* sum * (1 - p_c). */
 INLINE VECTOR complement(const SOFTMAX *row, VECTOR e)
-{
-    return choose(equal(e, broadcast(1)), row->others, row->sum - e);
-}
+{ return choose(equal(e, broadcast(1)), row->others, row->sum - e); }
 
 /* Cross-entropy of a class index, without weights; z and e are those of the target. The gradient of the other classes
  * is e_c * scaled_inverse, where scaled_inverse = scale / sum. */
 INLINE VECTOR index_value(const SOFTMAX *row, VECTOR z) { return row->log_sum - shift(z, row->max); }
 INLINE VECTOR index_gradient(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
-{
-    return broadcast(0) - complement(row, e) * scaled_inverse; /* +0.0 in a row of weight 0 */
-}
+{ return broadcast(0) - complement(row, e) * scaled_inverse; /* +0.0 in a row of weight 0 */ }
 
-/* Target mass w ((1 - eps) t + eps / K') of a class; `uniform` is eps / K', masked classes (z = -inf) get none of it. */
+/* Target mass w ((1 - eps) t + eps / K') of a class; `uniform` is eps / K', masked classes (z = -inf) get none of it.
+ */
 INLINE VECTOR target_mass(VECTOR z, VECTOR t, VECTOR weight, VECTOR one_minus_eps, VECTOR uniform, REAL masked)
 {
     VECTOR smoothed = one_minus_eps * t + choose(equal(z, broadcast(masked)), broadcast(0), uniform);
@@ -165,25 +160,17 @@ INLINE VECTOR target_mass(VECTOR z, VECTOR t, VECTOR weight, VECTOR one_minus_ep
 
 /* The term u (m - z) of the value W log_sum + sum u (m - z), with 0 * inf = 0. */
 INLINE VECTOR mass_value(VECTOR u, VECTOR z, VECTOR m)
-{
-    return choose(equal(u, broadcast(0)), broadcast(0), -u * shift(z, m));
-}
+{ return choose(equal(u, broadcast(0)), broadcast(0), -u * shift(z, m)); }
 
 /* The gradient of a class with target mass u, all others having other_mass. */
 INLINE VECTOR weighed_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, VECTOR other_mass, VECTOR scaled_inverse)
-{
-    return (e * other_mass - u * complement(row, e)) * scaled_inverse;
-}
+{ return (e * other_mass - u * complement(row, e)) * scaled_inverse; }
 INLINE VECTOR mass_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, PAIR mass, VECTOR scaled_inverse)
-{
-    return weighed_gradient(row, e, u, (mass.high - u) + mass.low, scaled_inverse);
-}
+{ return weighed_gradient(row, e, u, (mass.high - u) + mass.low, scaled_inverse); }
 
 /* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */
 INLINE VECTOR hessian(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
-{
-    return (e * scaled_inverse) * (complement(row, e) * row->inverse);
-}
+{ return (e * scaled_inverse) * (complement(row, e) * row->inverse); }
 
 /* ---- focal loss ----
  *
@@ -196,8 +183,8 @@ INLINE VECTOR hessian(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)
  * L / q goes to 1 for a certain class; nothing but that quotient is ever divided by q where q may be 0.
  */
 typedef struct {
-    VECTOR modulation;       /* q^gamma */
-    VECTOR mass, curvature;  /* a / u and b / u */
+    VECTOR modulation;      /* q^gamma */
+    VECTOR mass, curvature; /* a / u and b / u */
     VECTOR minus_log_p;
 } FOCAL;
 
@@ -216,7 +203,8 @@ NOINLINE FOCAL focal_of(const SOFTMAX *row, VECTOR e, VECTOR minus_log_p, FOCUS 
     FOCAL focal;
     focal.modulation = modulation_of(q, focus);
     focal.mass = focal.modulation * (gamma * p_ratio + one);
-    focal.curvature = focal.modulation / maximum(q, broadcast(SMALLEST_NORMAL)) * (gamma * (p_ratio * (one - gamma * p) - (p + p)));
+    focal.curvature =
+        focal.modulation / maximum(q, broadcast(SMALLEST_NORMAL)) * (gamma * (p_ratio * (one - gamma * p) - (p + p)));
     focal.minus_log_p = minus_log_p;
     return focal;
 }
@@ -228,9 +216,7 @@ INLINE VECTOR without_zero(VECTOR u, VECTOR x) { return choose(equal(u, broadcas
 INLINE VECTOR value_of_nothing(const SOFTMAX *row) { return (REAL)0 * row->log_sum; }
 
 INLINE VECTOR focal_value(VECTOR u, const FOCAL *focal)
-{
-    return without_zero(u, focal->modulation * focal->minus_log_p);
-}
+{ return without_zero(u, focal->modulation * focal->minus_log_p); }
 
 INLINE VECTOR focal_hessian(const SOFTMAX *row, VECTOR e, VECTOR a, VECTOR b, PAIR total_a, PAIR total_b)
 {

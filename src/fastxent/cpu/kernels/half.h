@@ -1,10 +1,10 @@
 /* Half precision: float16 (IEEE 754 binary16) and bfloat16 are stored, never computed with.
  *
- * Design
- * a) Conversions are integer operations without branches, which compilers vectorize at every level, and round to nearest,
- *    ties to even. From AVX2 on there are instructions for float16, which do the same. Subnormal halves are made and taken apart with normal floats only: arithmetic with subnormal floats
- *    costs a hundred cycles, and is switched off in processes that flush them to zero.
- * b) A NaN stays a NaN (its quiet bit is set), and what is too large for a half becomes infinite.
+ * Design a) Conversions are integer operations without branches, which compilers vectorize at every level, and round to
+ * nearest, ties to even. From AVX2 on there are instructions for float16, which do the same. Subnormal halves are made
+ * and taken apart with normal floats only: arithmetic with subnormal floats costs a hundred cycles, and is switched off
+ * in processes that flush them to zero. b) A NaN stays a NaN (its quiet bit is set), and what is too large for a half
+ * becomes infinite.
  */
 #ifndef FASTXENT_HALF_H
 #define FASTXENT_HALF_H
@@ -63,7 +63,8 @@ INLINE int is_half(int type) { return type == FX_FLOAT16 || type == FX_BFLOAT16;
 /* Loops of their own for neighbours, which compilers vectorize. */
 RARE void read_distant_halves(int type, const uint16_t *p, ptrdiff_t stride, int64_t n, REAL *out)
 {
-    for (int64_t i = 0; i < n; i++) out[i] = (REAL)(type == FX_FLOAT16 ? of_float16(p[i * stride]) : of_bfloat16(p[i * stride]));
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (REAL)(type == FX_FLOAT16 ? of_float16(p[i * stride]) : of_bfloat16(p[i * stride]));
 }
 
 #if REAL_BITS == 32
@@ -73,7 +74,8 @@ RARE void read_distant_halves(int type, const uint16_t *p, ptrdiff_t stride, int
 INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
 {
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i))));
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i))));
     return i;
 }
 INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
@@ -98,8 +100,16 @@ INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
     return i;
 }
 #else
-INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out) { (void)p, (void)n, (void)out; return 0; }
-INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out) { (void)p, (void)n, (void)out; return 0; }
+INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
+{
+    (void)p, (void)n, (void)out;
+    return 0;
+}
+INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
+{
+    (void)p, (void)n, (void)out;
+    return 0;
+}
 #endif
 
 NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
@@ -113,7 +123,8 @@ NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride
 
 RARE void write_distant_halves(int type, const REAL *p, int64_t n, uint16_t *out, ptrdiff_t stride)
 {
-    for (int64_t i = 0; i < n; i++) out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
+    for (int64_t i = 0; i < n; i++)
+        out[i * stride] = type == FX_FLOAT16 ? to_float16((float)p[i]) : to_bfloat16((float)p[i]);
 }
 
 NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t *RESTRICT out, ptrdiff_t stride)
@@ -128,13 +139,9 @@ NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t
 #else /* doubles are read from halves where targets or weights are, never written to them */
 
 NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
-{
-    read_distant_halves(type, p, stride, n, out);
-}
+{ read_distant_halves(type, p, stride, n, out); }
 NOINLINE void write_halves(int type, const REAL *RESTRICT p, int64_t n, uint16_t *RESTRICT out, ptrdiff_t stride)
-{
-    (void)type, (void)p, (void)n, (void)out, (void)stride;
-}
+{ (void)type, (void)p, (void)n, (void)out, (void)stride; }
 
 #endif
 

@@ -12,14 +12,14 @@
 enum { KEPT_BYTES = 1024 * 1024 }; /* of exponentials held for one long row: half of the second-level cache */
 
 typedef struct {
-    REAL *z, *e, *mass, *curvature, *grad, *hess;  /* [CHUNK] */
-    REAL *kept;                                    /* [n_classes], NULL: computed again */
-    REAL *other_kept;                              /* what is pending, while kept is filled again */
-    REAL *max, *factor, *outgoing_factor;          /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
-    double *all, *below;                           /* [n_chunks], relative to the maximum of the chunk */
+    REAL *z, *e, *mass, *curvature, *grad, *hess; /* [CHUNK] */
+    REAL *kept;                                   /* [n_classes], NULL: computed again */
+    REAL *other_kept;                             /* what is pending, while kept is filled again */
+    REAL *max, *factor, *outgoing_factor;         /* [n_chunks]; factor = exp(max of the chunk - max of the row) */
+    double *all, *below;                          /* [n_chunks], relative to the maximum of the chunk */
     int64_t n_chunks;
-    OUTGOING pending;                              /* the gradient of the row before */
-    REAL *target;                                  /* of which this element is still to be set */
+    OUTGOING pending; /* the gradient of the row before */
+    REAL *target;     /* of which this element is still to be set */
     REAL target_gradient;
     SMOOTHED_INDEX smoothing;
 } LONG_ROW;
@@ -29,7 +29,7 @@ typedef struct {
 INLINE int goes_out_later(const fx_job *job)
 {
     return job->stream && (is_loss(job) || job->task == FX_SOFTMAX) && job->grad.klass == 1 && !is_half(job->real_type)
-           && !job->hess.data;
+        && !job->hess.data;
 }
 
 static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
@@ -43,8 +43,8 @@ static size_t long_row_scratch(const fx_job *job, REAL *scratch, LONG_ROW *row)
     REAL *next = scratch;
     for (int i = 0; i < COUNT(chunks); i++) *chunks[i] = next, next += CHUNK;
     for (int i = 0; i < COUNT(reals); i++) *reals[i] = next, next += round_up(row->n_chunks, line);
-    for (int i = 0; i < COUNT(doubles); i++) *doubles[i] = (double *)next,
-        next += round_up(row->n_chunks * widths, line);
+    for (int i = 0; i < COUNT(doubles); i++)
+        *doubles[i] = (double *)next, next += round_up(row->n_chunks * widths, line);
     row->kept = row->other_kept = row->target = NULL;
     row->pending = (OUTGOING){0};
     if (job->inputs == FX_LOGITS && job->n_classes * (int64_t)sizeof(REAL) <= KEPT_BYTES)
@@ -65,14 +65,14 @@ INLINE const REAL *chunk_of(const BLOCK *block, int64_t row, int64_t first, int6
 }
 
 /* Where a chunk of an output is computed, and its way home from there. */
-INLINE REAL *chunk_output(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer,
-                          int stream)
+INLINE REAL *chunk_output(
+    const BLOCK *block, const fx_array *array, int64_t row, int64_t first, REAL *buffer, int stream)
 {
     if (!array->data) return NULL;
     return array->klass == 1 && !stream && !is_half(block->type) ? row_of(array, row) + first : buffer;
 }
-NOINLINE void put_chunk(const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n,
-                        const REAL *chunk)
+NOINLINE void put_chunk(
+    const BLOCK *block, const fx_array *array, int64_t row, int64_t first, int64_t n, const REAL *chunk)
 {
     if (!array->data) return;
     REAL *out = row_of(array, row) + first;
@@ -160,8 +160,8 @@ INLINE const REAL *part_logits(const LONG_GROUP *group, int64_t j, int64_t *firs
 NOINLINE PART part_of(const LONG_GROUP *group, int64_t j, int needs_z)
 {
     const LONG_ROW *scratch = group->scratch;
-    PART part = {j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK,
-                 scratch->factor[j]};
+    PART part = {
+        j * CHUNK, chunk_length(group->block->job, j * CHUNK), NULL, scratch->kept + j * CHUNK, scratch->factor[j]};
     if (needs_z || !scratch->kept) part.z = chunk_of(group->block, group->row, part.first, part.n, scratch->z);
     if (!scratch->kept) {
         row_exponentials(scratch->e, part.z, group->max, part.n, part.z, part.z, NULL);
@@ -184,7 +184,7 @@ NOINLINE void send_long_row(const LONG_GROUP *group, REAL factor, REAL addend, i
         scratch->outgoing_factor[j] = is_done || !counts ? 1 : factor * scratch->factor[j];
     if (!counts) memset(sent, 0, (size_t)job->n_classes * sizeof(REAL));
     outgoing_begin(&scratch->pending, sent, CHUNK, CHUNK, job->n_classes - (n_chunks - 1) * CHUNK, n_chunks,
-                   scratch->outgoing_factor, to, CHUNK);
+        scratch->outgoing_factor, to, CHUNK);
     scratch->pending.addend = counts ? addend : 0;
     scratch->target = is_loss(job) && counts && !is_done ? to + group->label : NULL;
     scratch->target_gradient = target_gradient;
@@ -206,8 +206,8 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         row_exponentials(e, z, max, n, z + CHUNK, z + 2 * CHUNK, &scratch->pending);
         scratch->max[j] = max;
         scratch->all[j] = sum_of_lanes(sum_of_row(e, n_vectors));
-        scratch->below[j] = scratch->all[j] < 2 ? sum_of_lanes(sum_of_row_below_one(e, n_vectors))
-            : scratch->all[j] - 1;
+        scratch->below[j] =
+            scratch->all[j] < 2 ? sum_of_lanes(sum_of_row_below_one(e, n_vectors)) : scratch->all[j] - 1;
     }
     finish_pending(scratch);
     REAL max = scratch->max[0];
@@ -219,8 +219,8 @@ INLINE void long_row_softmax(LONG_GROUP *group)
         add_scalar(&below, (is_largest ? scratch->below[j] : scratch->all[j]) * (double)scratch->factor[j]);
     }
     group->max = max;
-    group->softmax = softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)),
-                                broadcast((REAL)total_scalar(below)));
+    group->softmax =
+        softmax_of(broadcast(max), broadcast((REAL)total_scalar(all)), broadcast((REAL)total_scalar(below)));
 }
 
 /* The logit of the target. */
@@ -228,16 +228,14 @@ NOINLINE REAL target_logit(const LONG_GROUP *group)
 {
     const BLOCK *block = group->block;
     REAL z;
-    read_reals(&block->logits, block->type, group->row * block->logits.inner + group->label * block->logits.klass, 1,
-               1, &z);
+    read_reals(
+        &block->logits, block->type, group->row * block->logits.inner + group->label * block->logits.klass, 1, 1, &z);
     return z;
 }
 
 /* Outputs of a chunk, and their way home. */
 INLINE REAL *part_output(const LONG_GROUP *group, const fx_array *array, int64_t first, REAL *buffer, int staged)
-{
-    return chunk_output(group->block, array, group->row, first, buffer, staged);
-}
+{ return chunk_output(group->block, array, group->row, first, buffer, staged); }
 INLINE void put_part(const LONG_GROUP *group, int64_t first, int64_t n, const REAL *grad, const REAL *hess)
 {
     put_chunk(group->block, &group->block->grad, group->row, first, n, grad);
@@ -261,7 +259,7 @@ RARE void put_long_log_softmax(const LONG_GROUP *group)
 /* Class indices, smoothed or not, and the softmax itself: one product, plus `addend` (times the class weight, if
  * given). */
 NOINLINE void put_long_products(LONG_GROUP *group, REAL factor, REAL addend, const REAL *weight, const FOCAL *focal,
-                                REAL target_gradient, REAL target_hessian)
+    REAL target_gradient, REAL target_hessian)
 {
     const BLOCK *block = group->block;
     const fx_job *job = block->job;
@@ -276,7 +274,7 @@ NOINLINE void put_long_products(LONG_GROUP *group, REAL factor, REAL addend, con
         const PART part = part_of(group, j, 0);
         const int64_t first = part.first, n = part.n;
         REAL *grad = later ? scratch->kept + first
-            : part_output(group, &block->grad, first, scratch->grad, job->stream && !direct);
+                           : part_output(group, &block->grad, first, scratch->grad, job->stream && !direct);
         REAL *hess = part_output(group, &block->hess, first, scratch->hess, job->stream);
         if (hess) put_index_hessian(hess, part.e, n, &group->softmax, factor, part.rescale, focal, group->scale);
         if (addend == 0) scale_out(grad, part.e, broadcast(factor * part.rescale), n, direct);
@@ -309,7 +307,7 @@ INLINE void long_row_index(LONG_GROUP *group)
     group->block->value[group->row] = value;
     if (job->grad.data)
         put_long_products(group, scaled_inverse, 0, NULL, job->task == FX_FOCAL ? &modulated : NULL,
-                          first_lane(index_gradient(softmax, e_target, broadcast(scaled_inverse))), target_hessian);
+            first_lane(index_gradient(softmax, e_target, broadcast(scaled_inverse))), target_hessian);
 }
 
 INLINE double total_of_lanes(PAIR pair)
@@ -333,17 +331,16 @@ INLINE int long_row_smoothed(LONG_GROUP *group)
         sum += sum_of_lanes(weighted_distance(smoothing->weight ? smoothing->weight + first : NULL, z, group->max, n));
     }
     const REAL z = target_logit(group), uniform = smoothing->uniform;
-    const double distance = (double)uniform * sum
-                            + smoothing->one_minus_eps * weight * ((double)group->max - (double)z);
+    const double distance =
+        (double)uniform * sum + smoothing->one_minus_eps * weight * ((double)group->max - (double)z);
     const double value = (mass + others) * (double)first_lane(softmax->log_sum) + distance;
     if (!isfinite(value)) return 0;
     group->block->value[group->row] = value;
     if (!group->block->job->grad.data) return 1;
     const VECTOR scaled_inverse = group->scale * softmax->inverse, e = exponential(broadcast(z), softmax->max);
     put_long_products(group, (REAL)(mass + others) * first_lane(scaled_inverse), -uniform * group->scale,
-                      smoothing->weight, NULL,
-                      first_lane(weighed_gradient(softmax, e, broadcast((REAL)mass), broadcast((REAL)others),
-                                                  scaled_inverse)), 0);
+        smoothing->weight, NULL,
+        first_lane(weighed_gradient(softmax, e, broadcast((REAL)mass), broadcast((REAL)others), scaled_inverse)), 0);
     return 1;
 }
 
@@ -359,8 +356,9 @@ RARE void long_row_focal(LONG_GROUP *group, PAIR *total_mass, PAIR *total_curvat
         const int64_t n_vectors = (part.n + LANES - 1) / LANES;
         scale_out(scratch->e, part.e, broadcast(part.rescale), n_vectors * LANES, 0);
         row_mass(group->block, group->row, part.z, part.first, part.n, group->uniform, (REAL)-INFINITY, scratch->mass);
-        value = add_pair(value, focal_masses(&group->softmax, part.z, scratch->e, part.n, focus_of(job),
-                                             scratch->mass, scratch->curvature));
+        value = add_pair(value,
+            focal_masses(
+                &group->softmax, part.z, scratch->e, part.n, focus_of(job), scratch->mass, scratch->curvature));
         mass = add_pair(mass, compensated_sum_of(scratch->mass, n_vectors));
         curvature = add_pair(curvature, compensated_sum_of(scratch->curvature, n_vectors));
     }
@@ -382,8 +380,8 @@ INLINE PAIR long_row_masses(LONG_GROUP *group)
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         int64_t first, n;
         const REAL *z = part_logits(group, j, &first, &n);
-        const MASS_SUMS part = mass_sums(target_masses(block, group->row, z, first, n, group->uniform, scratch->mass),
-                                         z, group->max, n);
+        const MASS_SUMS part =
+            mass_sums(target_masses(block, group->row, z, first, n, group->uniform, scratch->mass), z, group->max, n);
         masses = add_pair(masses, part.mass);
         add_scalar(&distances, sum_of_lanes(part.distance));
     }
@@ -411,8 +409,8 @@ NOINLINE void long_row_soft(LONG_GROUP *group)
     for (int64_t j = 0; j < scratch->n_chunks; j++) {
         const PART part = part_of(group, j, !masses_are_targets(job));
         const int64_t first = part.first, n = part.n;
-        REAL *grad = later ? scratch->kept + first
-            : part_output(group, &block->grad, first, scratch->grad, job->stream);
+        REAL *grad =
+            later ? scratch->kept + first : part_output(group, &block->grad, first, scratch->grad, job->stream);
         REAL *hess = part_output(group, &block->hess, first, scratch->hess, job->stream);
         const REAL *mass = target_masses(block, group->row, part.z, first, n, group->uniform, scratch->mass);
         if (focal) {
@@ -421,8 +419,7 @@ NOINLINE void long_row_soft(LONG_GROUP *group)
         }
         if (hess)
             put_soft_hessian(hess, part.e, part.rescale, mass, focal ? scratch->curvature : NULL, n, &group->softmax,
-                             total_mass,
-                             total_curvature, group->scale);
+                total_mass, total_curvature, group->scale);
         put_soft_row(grad, part.e, part.rescale, mass, n, &group->softmax, total_mass, group->scale);
         if (!later) put_part(group, first, n, grad, hess);
     }
@@ -432,8 +429,11 @@ NOINLINE void long_row_soft(LONG_GROUP *group)
 static void compute_long_row(BLOCK *block, LONG_ROW *scratch, int64_t row)
 {
     const fx_job *job = block->job;
-    LONG_GROUP group = {.block = block, .scratch = scratch, .row = row, .scale = is_loss(job) ? block->scale[row] : 1,
-                        .label = is_loss(job) ? block->label[row] : 0};
+    LONG_GROUP group = {.block = block,
+        .scratch = scratch,
+        .row = row,
+        .scale = is_loss(job) ? block->scale[row] : 1,
+        .label = is_loss(job) ? block->label[row] : 0};
     long_row_softmax(&group);
     if (job->task == FX_LOGSUMEXP) put_loss(block, row, first_lane(log_sum_exp(&group.softmax)));
     else if (job->task == FX_LOG_SOFTMAX) put_long_log_softmax(&group);

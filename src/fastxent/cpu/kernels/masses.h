@@ -110,14 +110,11 @@ NOINLINE PAIR reduce_pairs(const PAIR *pairs, int rows)
 /* ---- masses ---- */
 
 INLINE const REAL *weights_from(const fx_job *job, int64_t first)
-{
-    return job->class_weight && is_soft(job) ? (const REAL *)job->class_weight + first : NULL;
-}
+{ return job->class_weight && is_soft(job) ? (const REAL *)job->class_weight + first : NULL; }
 
 /* The target masses of a chunk of one row, classes first .. first + n - 1, to whole vectors (0 past the end). */
-NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform,
-                       REAL masked,
-                       REAL *mass)
+NOINLINE void row_mass(
+    const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform, REAL masked, REAL *mass)
 {
     const fx_job *job = block->job;
     const VECTOR one_minus_eps = broadcast((REAL)(1 - job->label_smoothing)), spread = broadcast(uniform);
@@ -126,12 +123,11 @@ NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t f
         memset(mass, 0, (size_t)n * sizeof *mass);
         const int64_t at = block->label[row] - first;
         if (at >= 0 && at < n) mass[at] = 1;
-    } else
-        t = targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, mass);
+    } else t = targets_at(block, row * block->target.inner + first * block->target.klass, block->target.klass, n, mass);
     for (int64_t i = 0; i < n; i += LANES) {
         VECTOR w = weight ? load_up_to(weight + i, n - i, 0) : broadcast(1);
-        VECTOR u = target_mass(load_up_to(z + i, n - i, masked), load_up_to(t + i, n - i, 0), w, one_minus_eps,
-                               spread, masked);
+        VECTOR u = target_mass(
+            load_up_to(z + i, n - i, masked), load_up_to(t + i, n - i, 0), w, one_minus_eps, spread, masked);
         store(mass + i, u);
     }
 }
@@ -140,12 +136,12 @@ NOINLINE void row_mass(const BLOCK *block, int64_t row, const REAL *z, int64_t f
 INLINE int masses_are_targets(const fx_job *job)
 {
     return job->target_type == REAL_TYPE && job->target.klass == 1 && !job->class_weight && !(job->label_smoothing > 0)
-           && job->task != FX_FOCAL;
+        && job->task != FX_FOCAL;
 }
 
 /* The masses of a chunk, at least n of them, in the buffer or elsewhere. */
-INLINE const REAL *target_masses(const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n,
-                                 REAL uniform, REAL *buffer)
+INLINE const REAL *target_masses(
+    const BLOCK *block, int64_t row, const REAL *z, int64_t first, int64_t n, REAL uniform, REAL *buffer)
 {
     if (masses_are_targets(block->job)) return (const REAL *)block->target.data + row * block->target.inner + first;
     row_mass(block, row, z, first, n, uniform, (REAL)-INFINITY, buffer);
@@ -154,9 +150,7 @@ INLINE const REAL *target_masses(const BLOCK *block, int64_t row, const REAL *z,
 
 /* eps / K', the smoothing mass of each of the K' classes that are not masked. */
 INLINE REAL uniform_mass(const fx_job *job, int64_t unmasked)
-{
-    return job->label_smoothing > 0 ? (REAL)(job->label_smoothing / (double)unmasked) : 0;
-}
+{ return job->label_smoothing > 0 ? (REAL)(job->label_smoothing / (double)unmasked) : 0; }
 NOINLINE int64_t count_unmasked(const REAL *z, int64_t n, REAL masked)
 {
     VECTOR count = broadcast(0); /* n is at most that of a chunk */
@@ -196,8 +190,8 @@ NOINLINE MASS_SUMS mass_sums(const REAL *mass, const REAL *z, REAL max, int64_t 
         masses[0] = add(masses[0], u);
         rest += mass_value(u, load_up_to(z + i, n - i, max), m);
     }
-    const MASS_SUMS sums = {add_pair(add_pair(masses[0], masses[1]), add_pair(masses[2], masses[3])),
-                            total(add(distance, rest))};
+    const MASS_SUMS sums = {
+        add_pair(add_pair(masses[0], masses[1]), add_pair(masses[2], masses[3])), total(add(distance, rest))};
     return sums;
 }
 
@@ -231,16 +225,16 @@ NOINLINE VECTOR weighted_distance(const REAL *weight, const REAL *z, REAL max, i
 
 typedef struct {
     const REAL *weight;
-    REAL uniform;         /* eps / K */
+    REAL uniform; /* eps / K */
     double one_minus_eps;
-    SCALAR_PAIR weights;  /* S */
-    int is_exact;         /* see c) */
+    SCALAR_PAIR weights; /* S */
+    int is_exact;        /* see c) */
 } SMOOTHED_INDEX;
 
 NOINLINE SMOOTHED_INDEX smoothing_of(const fx_job *job)
 {
     SMOOTHED_INDEX smoothing = {weights_from(job, 0), uniform_mass(job, job->n_classes), 1 - job->label_smoothing,
-                                {(double)job->n_classes, 0}, 0};
+        {(double)job->n_classes, 0}, 0};
     const SCALAR_PAIR none = {0, 0};
     VECTOR largest = broadcast(smoothing.weight ? 0 : 1);
     PAIR sum = zero_pair();
@@ -256,13 +250,9 @@ NOINLINE SMOOTHED_INDEX smoothing_of(const fx_job *job)
 
 /* The mass of the target, and that of all other classes. */
 INLINE double smoothed_mass(const SMOOTHED_INDEX *smoothing, double weight)
-{
-    return weight * (smoothing->one_minus_eps + (double)smoothing->uniform);
-}
+{ return weight * (smoothing->one_minus_eps + (double)smoothing->uniform); }
 INLINE double smoothed_others(const SMOOTHED_INDEX *smoothing, double weight)
-{
-    return (double)smoothing->uniform * ((smoothing->weights.high - weight) + smoothing->weights.low);
-}
+{ return (double)smoothing->uniform * ((smoothing->weights.high - weight) + smoothing->weights.low); }
 
 /* Gradients e factor - mass w, but for the target, from n exponentials. */
 NOINLINE void put_smoothed_row(REAL *grad, const REAL *e, const REAL *weight, int64_t n, REAL factor, REAL mass)
@@ -272,16 +262,16 @@ NOINLINE void put_smoothed_row(REAL *grad, const REAL *e, const REAL *weight, in
     for (; i + LANES <= n; i += LANES)
         store(grad + i, multiply_add(load(e + i), f, weight ? minus * load(weight + i) : minus));
     if (i < n)
-        store_up_to(grad + i, multiply_add(load(e + i), f, weight ? minus * load_up_to(weight + i, n - i, 0) : minus),
-                    n - i);
+        store_up_to(
+            grad + i, multiply_add(load(e + i), f, weight ? minus * load_up_to(weight + i, n - i, 0) : minus), n - i);
 }
 
 /* ---- gradients ---- */
 
 /* From the target masses u of a focal loss to its a and b (formulas.h), whole vectors; z and e as far as there are
  * classes. Returns what is added to the value. */
-NOINLINE PAIR focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass,
-                           REAL *curvature)
+NOINLINE PAIR focal_masses(
+    const SOFTMAX *row, const REAL *z, const REAL *e, int64_t n, FOCUS focus, REAL *mass, REAL *curvature)
 {
     PAIR value = zero_pair();
     for (int64_t i = 0; i < n; i += LANES) {
@@ -297,49 +287,48 @@ NOINLINE PAIR focal_masses(const SOFTMAX *row, const REAL *z, const REAL *e, int
 /* The Hessian of one row of a class index, whose exponentials are factor times e. `scale` includes the weights, and
  * for the focal loss, where `focal` is given and the caller then sets that of the target itself, not its mass. */
 NOINLINE void put_index_hessian(REAL *hess, const REAL *e, int64_t n, const SOFTMAX *row, REAL scaled_inverse,
-                                REAL factor,
-                                const FOCAL *focal, REAL scale)
+    REAL factor, const FOCAL *focal, REAL scale)
 {
     const VECTOR zero = broadcast(0);
     for (int64_t i = 0; i < n; i += LANES) {
         const VECTOR e_i = load(e + i) * factor;
-        store_up_to(hess + i, focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass),
-                                                            one_of(focal->curvature))
-                                    : hessian(row, e_i, broadcast(scaled_inverse)), n - i);
+        store_up_to(hess + i,
+            focal ? scale * focal_hessian(row, e_i, zero, zero, one_of(focal->mass), one_of(focal->curvature))
+                  : hessian(row, e_i, broadcast(scaled_inverse)),
+            n - i);
     }
 }
 
 /* The Hessian of the target itself. */
 INLINE VECTOR focal_hessian_of_target(const SOFTMAX *row, VECTOR e, const FOCAL *focal)
-{
-    return focal_hessian(row, e, focal->mass, focal->curvature, one_of(focal->mass), one_of(focal->curvature));
-}
+{ return focal_hessian(row, e, focal->mass, focal->curvature, one_of(focal->mass), one_of(focal->curvature)); }
 
 /* The gradient may take the place of the exponentials, which are rescale times e. */
 NOINLINE void put_soft_row(REAL *grad, const REAL *e, REAL rescale, const REAL *mass, int64_t n, const SOFTMAX *row,
-                           PAIR total_mass,
-                           REAL scale)
+    PAIR total_mass, REAL scale)
 {
     const VECTOR factor = scale * row->inverse, r = broadcast(rescale);
     const SOFTMAX softmax = *row;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         store(grad + i, mass_gradient(&softmax, load(e + i) * r, load(mass + i), total_mass, factor));
-    if (i < n) store_up_to(grad + i, mass_gradient(&softmax, load(e + i) * r, load_up_to(mass + i, n - i, 0),
-                                                   total_mass, factor), n - i);
+    if (i < n)
+        store_up_to(grad + i,
+            mass_gradient(&softmax, load(e + i) * r, load_up_to(mass + i, n - i, 0), total_mass, factor), n - i);
 }
 
 /* `curvature` is given for the focal loss; its total is total_curvature. */
 NOINLINE void put_soft_hessian(REAL *hess, const REAL *e, REAL rescale, const REAL *mass, const REAL *curvature,
-                               int64_t n,
-                               const SOFTMAX *row, PAIR total_mass, PAIR total_curvature, REAL scale)
+    int64_t n, const SOFTMAX *row, PAIR total_mass, PAIR total_curvature, REAL scale)
 {
     const VECTOR mass_factor = scale * row->inverse * total(total_mass);
     for (int64_t i = 0; i < n; i += LANES) {
         const VECTOR e_i = load(e + i) * rescale;
-        store_up_to(hess + i, curvature ? scale * focal_hessian(row, e_i, load(mass + i), load(curvature + i),
-                                                                total_mass, total_curvature)
-                                        : hessian(row, e_i, mass_factor), n - i);
+        store_up_to(hess + i,
+            curvature
+                ? scale * focal_hessian(row, e_i, load(mass + i), load(curvature + i), total_mass, total_curvature)
+                : hessian(row, e_i, mass_factor),
+            n - i);
     }
 }
 

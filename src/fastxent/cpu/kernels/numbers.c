@@ -13,23 +13,23 @@
 #define AS_DOUBLE(value) ((double)(value))
 
 /* A loop for neighbours and one for the others: the first is what compilers vectorize. */
-#define READ(type, AS)                                                                               \
-    {                                                                                                \
-        const type *p = (const type *)data + offset;                                                 \
-        if (stride == 1)                                                                             \
-            for (int64_t i = 0; i < n; i++) out[i] = AS(p[i]);                                       \
-        else                                                                                         \
-            for (int64_t i = 0; i < n; i++) out[i] = AS(p[i * stride]);                              \
-    }                                                                                                \
+#define READ(type, AS) \
+    { \
+        const type *p = (const type *)data + offset; \
+        if (stride == 1) \
+            for (int64_t i = 0; i < n; i++) out[i] = AS(p[i]); \
+        else \
+            for (int64_t i = 0; i < n; i++) out[i] = AS(p[i * stride]); \
+    } \
     break
-#define READ_INTEGERS(AS, AS_FROM_UINT64)    \
-    case FX_INT8: READ(int8_t, AS);          \
-    case FX_INT16: READ(int16_t, AS);        \
-    case FX_INT32: READ(int32_t, AS);        \
-    case FX_INT64: READ(int64_t, AS);        \
-    case FX_UINT8: READ(uint8_t, AS);        \
-    case FX_UINT16: READ(uint16_t, AS);      \
-    case FX_UINT32: READ(uint32_t, AS);      \
+#define READ_INTEGERS(AS, AS_FROM_UINT64) \
+    case FX_INT8: READ(int8_t, AS); \
+    case FX_INT16: READ(int16_t, AS); \
+    case FX_INT32: READ(int32_t, AS); \
+    case FX_INT64: READ(int64_t, AS); \
+    case FX_UINT8: READ(uint8_t, AS); \
+    case FX_UINT16: READ(uint16_t, AS); \
+    case FX_UINT32: READ(uint32_t, AS); \
     case FX_UINT64: READ(uint64_t, AS_FROM_UINT64)
 
 void fx_read_labels(const void *data, int type, ptrdiff_t offset, ptrdiff_t stride, int64_t n, int64_t *RESTRICT out)

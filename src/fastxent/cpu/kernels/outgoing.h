@@ -1,9 +1,9 @@
 /* Results on their way out past the caches, a vector at a time between other work, so that memory is never idle.
  *
  * Parts (rows, or chunks of one) of `length` values each go from the first-level cache to where they belong, times a
- * factor each. Streaming stores write whole lines only. Where one part ends in the middle of a line and the next goes on
- * there, the beginning of the line is carried over; an ordinary store would fetch it from memory, and all later stores
- * would wait for that.
+ * factor each. Streaming stores write whole lines only. Where one part ends in the middle of a line and the next goes
+ * on there, the beginning of the line is carried over; an ordinary store would fetch it from memory, and all later
+ * stores would wait for that.
  */
 #ifndef FASTXENT_OUTGOING_H
 #define FASTXENT_OUTGOING_H
@@ -11,28 +11,29 @@
 #include "vector.h"
 
 typedef struct {
-    const REAL *from;      /* the parts, `step` apart, and where they go, `to_step` apart */
+    const REAL *from; /* the parts, `step` apart, and where they go, `to_step` apart */
     REAL *to;
     ptrdiff_t step, to_step;
     int64_t length, last_length, parts;
-    const REAL *factors;   /* of each part; NULL: 1 */
-    REAL addend;           /* to all products */
+    const REAL *factors; /* of each part; NULL: 1 */
+    REAL addend;         /* to all products */
 
-    int64_t begun;         /* parts; of the last one begun: */
+    int64_t begun; /* parts; of the last one begun: */
     const REAL *next;
     REAL *out;             /* where the next line goes */
     int64_t vectors, tail; /* still to go */
     REAL factor;
-    int64_t carried;       /* values of the line at `out`, which the part before has left */
+    int64_t carried; /* values of the line at `out`, which the part before has left */
     REAL line[LANES];
 } OUTGOING;
 
 /* What is carried from the parts before goes on. */
 INLINE void outgoing_begin(OUTGOING *outgoing, const REAL *from, ptrdiff_t step, int64_t length, int64_t last_length,
-                           int64_t parts, const REAL *factors, REAL *to, ptrdiff_t to_step)
+    int64_t parts, const REAL *factors, REAL *to, ptrdiff_t to_step)
 {
     outgoing->from = from, outgoing->step = step, outgoing->to = to, outgoing->to_step = to_step;
-    outgoing->length = length, outgoing->last_length = last_length, outgoing->parts = parts, outgoing->factors = factors;
+    outgoing->length = length, outgoing->last_length = last_length, outgoing->parts = parts,
+    outgoing->factors = factors;
     outgoing->begun = outgoing->vectors = outgoing->tail = 0;
     outgoing->addend = 0;
 }
@@ -46,9 +47,7 @@ INLINE void outgoing_flush(OUTGOING *outgoing)
 }
 
 INLINE VECTOR outgoing_product(const OUTGOING *outgoing, VECTOR v)
-{
-    return multiply_add(v, broadcast(outgoing->factor), broadcast(outgoing->addend));
-}
+{ return multiply_add(v, broadcast(outgoing->factor), broadcast(outgoing->addend)); }
 
 /* The next n < LANES values, as far as they fit the line. */
 INLINE void carry(OUTGOING *outgoing, const REAL *from, int64_t n)

@@ -36,7 +36,8 @@ RARE void compute_plain_row(BLOCK *block, const LONG_ROW *scratch, int64_t row)
     block->value[row] = has_nan ? NAN : total_scalar(value);
     if (!job->grad.data) return;
 
-    const double scale = has_nan ? NAN : (double)block->scale[row]; /* in double: u / x may overflow where scale u / x does not */
+    const double scale =
+        has_nan ? NAN : (double)block->scale[row]; /* in double: u / x may overflow where scale u / x does not */
     for (int64_t first = 0; first < job->n_classes; first += CHUNK) {
         const int64_t n = chunk_length(job, first);
         const REAL *x = chunk_of(block, row, first, n, scratch->z);

@@ -11,7 +11,7 @@
 #include "outgoing.h"
 
 enum {
-    CHUNK = 8192 / sizeof(REAL),     /* classes: logits, the next logits and exponentials fit in the first-level cache */
+    CHUNK = 8192 / sizeof(REAL), /* classes: logits, the next logits and exponentials fit in the first-level cache */
     /* of exponentials held for one group of rows, beside which others are on their way out */
     GROUP_BYTES = 8 * 1024
 };
@@ -30,11 +30,11 @@ NOINLINE VECTOR row_maximum(const REAL *z, int64_t n)
     return maximum(maximum(a, b), maximum(c, d));
 }
 
-/* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from memory,
- * and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers stop at the
- * end of what is being read. */
-NOINLINE void row_exponentials(REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next,
-                              const REAL *far, OUTGOING *pending)
+/* To whole vectors of e, the lanes past the end 0. Meanwhile `next`, what will be read after this, is fetched from
+ * memory, and what is `pending` is streamed there: the arithmetic takes about as long as that, and hardware prefetchers
+ * stop at the end of what is being read. */
+NOINLINE void row_exponentials(
+    REAL *e, const REAL *z, REAL max, int64_t n, const REAL *next, const REAL *far, OUTGOING *pending)
 {
     const VECTOR m = broadcast(max);
     int64_t i = 0;
@@ -70,7 +70,7 @@ NOINLINE SOFTMAX softmax_of_lane(const SOFTMAX *rows, int lane)
     store(lanes[0], rows->max), store(lanes[1], rows->all), store(lanes[2], rows->others);
     store(lanes[3], rows->sum), store(lanes[4], rows->inverse), store(lanes[5], rows->log_sum);
     SOFTMAX row = {broadcast(lanes[0][lane]), broadcast(lanes[1][lane]), broadcast(lanes[2][lane]),
-                   broadcast(lanes[3][lane]), broadcast(lanes[4][lane]), broadcast(lanes[5][lane])};
+        broadcast(lanes[3][lane]), broadcast(lanes[4][lane]), broadcast(lanes[5][lane])};
     return row;
 }
 
@@ -88,8 +88,8 @@ typedef struct {
     SMOOTHED_INDEX smoothing;
     int64_t padded;
     int rows_per_group;
-    int is_short;               /* few vectors a row: rows are taken BATCH at a time */
-    int is_packed;              /* gradients are finished in place, without gaps, and go out as one */
+    int is_short;  /* few vectors a row: rows are taken BATCH at a time */
+    int is_packed; /* gradients are finished in place, without gaps, and go out as one */
 } ROWS;
 
 /* Rows of fewer than 8 vectors, which sum_of adds up one after the other. */
@@ -154,11 +154,11 @@ NOINLINE void flush_hessians(const GROUP *group)
     const int together = hess->inner == n_classes;
     for (int lane = 0; lane < (together ? 1 : group->rows); lane++)
         copy_out(row_of(hess, group->row + lane), group->scratch->hess_stage + lane * n_classes,
-                 together ? group->rows * n_classes : n_classes, 1);
+            together ? group->rows * n_classes : n_classes, 1);
 }
 
-/* Streamed, a gradient stays in the place of its exponentials, but for a factor, until it goes out while those of the next
- * group are computed. */
+/* Streamed, a gradient stays in the place of its exponentials, but for a factor, until it goes out while those of the
+ * next group are computed. */
 INLINE REAL *gradient_row(const GROUP *group, int lane)
 {
     if (group->scratch->is_packed) return group->scratch->e + lane * group->block->job->n_classes;
@@ -180,39 +180,35 @@ NOINLINE void send_gradient(GROUP *group, const REAL *factors)
                 scratch->factors[lane] = 1;
             }
     REAL *to = row_of(&block->grad, group->row);
-    if (scratch->is_packed)
-        outgoing_begin(&scratch->pending, sent, 0, 0, group->rows * n_classes, 1, NULL, to, 0);
+    if (scratch->is_packed) outgoing_begin(&scratch->pending, sent, 0, 0, group->rows * n_classes, 1, NULL, to, 0);
     else
         outgoing_begin(&scratch->pending, sent, scratch->padded, n_classes, n_classes, group->rows, scratch->factors,
-                       to,
-                       block->grad.inner);
+            to, block->grad.inner);
     scratch->e = scratch->other_e;
     scratch->other_e = sent;
 }
 
 /* The same as reduce_maximum and reduce_sum, which for few rows mostly reduce what is empty. */
-#define DEFINE_ROW_REDUCTION(name, reduce, OPERATION)                                                \
-    NOINLINE VECTOR name(VECTOR *parts, int rows)                                                    \
-    {                                                                                                \
-        REAL lanes[LANES];                                                                           \
-        if (rows > FEW_ROWS) return reduce(parts);                                                   \
-        store(lanes, broadcast(1));                                                                  \
-        for (int lane = 0; lane < rows; lane++) {                                                    \
-            VECTOR v = parts[lane];                                                                  \
-            _Pragma("GCC unroll 4") for (int s = 1; s < LANES; s *= 2)                               \
-                v = OPERATION(even_blocks(v, v, s), odd_blocks(v, v, s));                            \
-            lanes[lane] = first_lane(v);                                                             \
-        }                                                                                            \
-        return load(lanes);                                                                          \
+#define DEFINE_ROW_REDUCTION(name, reduce, OPERATION) \
+    NOINLINE VECTOR name(VECTOR *parts, int rows) \
+    { \
+        REAL lanes[LANES]; \
+        if (rows > FEW_ROWS) return reduce(parts); \
+        store(lanes, broadcast(1)); \
+        for (int lane = 0; lane < rows; lane++) { \
+            VECTOR v = parts[lane]; \
+            _Pragma("GCC unroll 4") for (int s = 1; s < LANES; s *= 2) v = \
+                OPERATION(even_blocks(v, v, s), odd_blocks(v, v, s)); \
+            lanes[lane] = first_lane(v); \
+        } \
+        return load(lanes); \
     }
 DEFINE_ROW_REDUCTION(maximum_of_rows, reduce_maximum, maximum)
 DEFINE_ROW_REDUCTION(sum_of_group, reduce_sum, PLUS)
 
 /* Row `lane` of a batch, which may go past the last one. */
 INLINE const REAL *batch_row(const GROUP *group, int lane)
-{
-    return logits_of(group, lane < group->rows ? lane : group->rows - 1);
-}
+{ return logits_of(group, lane < group->rows ? lane : group->rows - 1); }
 
 /* Maxima of short rows. */
 INLINE void batch_maxima(const GROUP *group, VECTOR *parts)
@@ -258,8 +254,8 @@ INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *part
         REAL *e = exponentials_of(group, lane);
         VECTOR m[BATCH], sum[BATCH], below[BATCH];
 #pragma GCC unroll 4
-        for (int k = 0; k < BATCH; k++) z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]),
-            sum[k] = below[k] = broadcast(0);
+        for (int k = 0; k < BATCH; k++)
+            z[k] = batch_row(group, lane + k), m[k] = broadcast(max[lane + k]), sum[k] = below[k] = broadcast(0);
         if (has_gaps)
 #pragma GCC unroll 1
             for (int k = 0; k < BATCH; k++) fetch_ends(group, lane + k);
@@ -269,8 +265,7 @@ INLINE void batch_exponentials(const GROUP *group, const REAL *max, VECTOR *part
                 for (int k = 0; k < BATCH; k++)
                     stream_store(pending->out + k * LANES, outgoing_product(pending, load(pending->next + k * LANES)));
                 pending->out += BATCH * LANES, pending->next += BATCH * LANES, pending->vectors -= BATCH;
-            } else if (pending->parts > 1)
-                stream_some(pending);
+            } else if (pending->parts > 1) stream_some(pending);
 #pragma GCC unroll 4
             for (int k = 0; k < BATCH; k++) {
                 prefetch(z[k] + next + i), prefetch_far(z[k] + 2 * next + i);
@@ -309,7 +304,7 @@ INLINE void group_softmax(GROUP *group)
             REAL *e = exponentials_of(group, lane);
             fetch_ends(group, lane);
             row_exponentials(e, logits_of(group, lane), max[lane], n_classes, logits_of(group, rows + lane),
-                             logits_of(group, 2 * rows + lane), &group->scratch->pending);
+                logits_of(group, 2 * rows + lane), &group->scratch->pending);
             parts[lane] = sum_of_row(e, n_vectors);
         }
     for (int lane = rows; lane < LANES; lane++) parts[lane] = below_parts[lane] = broadcast(1);
@@ -321,7 +316,8 @@ INLINE void group_softmax(GROUP *group)
         store(sums, all);
         for (int lane = 0; lane < rows && !has_below; lane++)
             below_parts[lane] = is_short || sums[lane] < 2
-                ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors) : broadcast(0);
+                ? sum_of_row_below_one(exponentials_of(group, lane), n_vectors)
+                : broadcast(0);
         below = sum_of_group(below_parts, rows);
     }
     group->softmax = softmax_of(m, all, below);
@@ -345,8 +341,8 @@ NOINLINE void put_activations(GROUP *group)
         if (job->task == FX_LOG_SOFTMAX)
             for (int64_t i = 0; i < n_classes; i += LANES)
                 store_up_to(out + i, shift(load_up_to(z + i, n_classes - i, 0), one.max) - one.log_sum, n_classes - i);
-        else if (!job->stream || group->scratch->is_packed) scale_out(out, exponentials_of(group, lane), one.inverse,
-                                                                      n_classes, 0);
+        else if (!job->stream || group->scratch->is_packed)
+            scale_out(out, exponentials_of(group, lane), one.inverse, n_classes, 0);
     }
     if (job->task != FX_LOGSUMEXP) send_gradient(group, job->task == FX_SOFTMAX ? factors : NULL);
 }
@@ -387,8 +383,8 @@ INLINE void index_group(GROUP *group)
     }
     put_values(block, value, row);
 #if REAL_BITS == 32
-    if (UNLIKELY(has_infinite(value))) widen_values(block, softmax->max, softmax->log_sum, NULL, 0, 1, row,
-                                                    group->rows);
+    if (UNLIKELY(has_infinite(value)))
+        widen_values(block, softmax->max, softmax->log_sum, NULL, 0, 1, row, group->rows);
 #endif
     if (!job->grad.data) return;
 
@@ -405,7 +401,8 @@ INLINE void index_group(GROUP *group)
         if (hess) {
             const SOFTMAX one = softmax_of_lane(softmax, lane);
             const FOCAL one_focal = {zero, broadcast(masses[lane]), broadcast(curvatures[lane]), zero};
-            put_index_hessian(hess, e, n_classes, &one, scaled_inverse[lane], 1, focal ? &one_focal : NULL, scales[lane]);
+            put_index_hessian(
+                hess, e, n_classes, &one, scaled_inverse[lane], 1, focal ? &one_focal : NULL, scales[lane]);
             if (focal) hess[label] = hessians[lane];
         }
         if (group->scratch->is_packed) {
@@ -443,14 +440,14 @@ NOINLINE void smooth_group(const GROUP *group, SMOOTHED_ROWS *smoothed)
     for (int lane = 0; lane < LANES; lane++) {
         const int counts = lane < group->rows;
         const double weight = counts ? (double)class_weight(job, block->label[row + lane]) : 0;
-        parts[lane] = counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes)
-            : broadcast(0);
+        parts[lane] =
+            counts ? weighted_distance(smoothing->weight, logits_of(group, lane), max[lane], n_classes) : broadcast(0);
         masses[lane] = (REAL)smoothed_mass(smoothing, weight);
         others[lane] = (REAL)smoothed_others(smoothing, weight);
         plain[lane] = (REAL)(smoothing->one_minus_eps * weight);
     }
-    const VECTOR distance = smoothing->uniform * sum_of_group(parts, group->rows)
-        + load(plain) * (softmax->max - target.z);
+    const VECTOR distance =
+        smoothing->uniform * sum_of_group(parts, group->rows) + load(plain) * (softmax->max - target.z);
     const VECTOR mass = load(masses) + load(others), value = mass * softmax->log_sum + distance;
     const VECTOR scale = load_up_to(block->scale + row, group->rows, 0), scaled_inverse = scale * softmax->inverse;
     store(smoothed->values, value);
@@ -486,10 +483,10 @@ INLINE VECTOR masses_of_group(GROUP *group, unsigned done, const REAL **masses, 
         MASS_SUMS sums = {zero_pair(), broadcast(0)};
         if (lane < group->rows && !(done >> lane & 1)) {
             const REAL *z = logits_of(group, lane);
-            const REAL uniform = job->label_smoothing > 0
-                ? uniform_mass(job, count_unmasked(z, n_classes, (REAL)-INFINITY)) : 0;
+            const REAL uniform =
+                job->label_smoothing > 0 ? uniform_mass(job, count_unmasked(z, n_classes, (REAL)-INFINITY)) : 0;
             masses[lane] = target_masses(group->block, group->row + lane, z, 0, n_classes, uniform,
-                                     group->scratch->mass + lane * group->scratch->padded);
+                group->scratch->mass + lane * group->scratch->padded);
             sums = mass_sums(masses[lane], z, max[lane], n_classes);
         }
         mass_parts[lane] = sums.mass, distance_parts[lane] = sums.distance;
@@ -513,8 +510,7 @@ RARE VECTOR focal_masses_of_group(GROUP *group, PAIR *total_mass, PAIR *total_cu
         const SOFTMAX one = softmax_of_lane(&group->softmax, lane);
         REAL *mass = group->scratch->mass + lane * padded, *curvature = group->scratch->curvature + lane * padded;
         value_parts[lane] = focal_masses(&one, logits_of(group, lane), exponentials_of(group, lane),
-                                         group->block->job->n_classes,
-                                         focus_of(group->block->job), mass, curvature);
+            group->block->job->n_classes, focus_of(group->block->job), mass, curvature);
         mass_parts[lane] = compensated_sum_of(mass, n_vectors);
         curvature_parts[lane] = compensated_sum_of(curvature, n_vectors);
     }
@@ -556,8 +552,8 @@ NOINLINE void soft_rows(GROUP *group, const SMOOTHED_ROWS *smoothed)
     const int direct = masses_are_targets(job);
     if (UNLIKELY(has_infinite(value)))
         widen_values(block, softmax->max, softmax->log_sum,
-                     direct ? (const REAL *)block->target.data + row * block->target.inner : group->scratch->mass,
-                     direct ? block->target.inner : padded, 1, row, group->rows);
+            direct ? (const REAL *)block->target.data + row * block->target.inner : group->scratch->mass,
+            direct ? block->target.inner : padded, 1, row, group->rows);
 #endif
     if (!job->grad.data) return;
 
@@ -575,8 +571,7 @@ NOINLINE void soft_rows(GROUP *group, const SMOOTHED_ROWS *smoothed)
         const PAIR mass = pair_of_lane(high, low, lane), curvature = pair_of_lane(curvature_high, curvature_low, lane);
         if (hess)
             put_soft_hessian(hess, e, 1, masses[lane], focal ? group->scratch->curvature + lane * padded : NULL,
-                             n_classes, &one, mass,
-                             curvature, scale);
+                n_classes, &one, mass, curvature, scale);
         put_soft_row(gradient_row(group, lane), e, 1, masses[lane], n_classes, &one, mass, scale);
     }
 }
@@ -611,8 +606,10 @@ static void compute_rows(BLOCK *block, REAL *memory)
     scratch.smoothing = smoothing_of(block->job);
     block->grad_is_clear = block->job->stream;
     for (int64_t row = 0; row < block->rows; row += scratch.rows_per_group) {
-        GROUP group = {.block = block, .scratch = &scratch, .row = row,
-                       .rows = (int)at_most(block->rows - row, scratch.rows_per_group)};
+        GROUP group = {.block = block,
+            .scratch = &scratch,
+            .row = row,
+            .rows = (int)at_most(block->rows - row, scratch.rows_per_group)};
         compute_group(&group);
     }
     outgoing_rest(&scratch.pending);

@@ -1,15 +1,14 @@
 /* The short-row regime: lanes are classes, rows of a few vectors, LANES rows at a time, for class indices.
  *
  * Compared with a tile, nothing is turned on its side but the maxima and the sums of LANES rows, which costs as much as
- * turning two classes; compared with the row regime, less begins and ends with every row, and gradients leave packed. Tiles
- * stay better where much of the last vector of a row is wasted on few classes (SHORT_FROM in table.h).
+ * turning two classes; compared with the row regime, less begins and ends with every row, and gradients leave packed.
+ * Tiles stay better where much of the last vector of a row is wasted on few classes (SHORT_FROM in table.h).
  *
- * Design
- * a) Three groups are under way at a time: one loop takes the maxima of the next group, the exponentials of this one, and
- *    multiplies those of the one before. Each alone is a chain of dependent operations that leaves the processor idle.
- * b) The last vector of a row ends where the row ends, and overlaps the one before: loads and stores need no masks. Lanes
- *    that occur twice hold the same numbers, and count once.
- * c) The largest terms are counted, not summed, so that one pass gives the sum with and without them.
+ * Design a) Three groups are under way at a time: one loop takes the maxima of the next group, the exponentials of this
+ * one, and multiplies those of the one before. Each alone is a chain of dependent operations that leaves the processor
+ * idle. b) The last vector of a row ends where the row ends, and overlaps the one before: loads and stores need no
+ * masks. Lanes that occur twice hold the same numbers, and count once. c) The largest terms are counted, not summed, so
+ * that one pass gives the sum with and without them.
  */
 #ifndef FASTXENT_SHORT_ROWS_H
 #define FASTXENT_SHORT_ROWS_H
@@ -18,7 +17,8 @@
 
 enum {
     SHORT_VECTORS = 16, /* of a row, at most: their sums need no compensation */
-    SHORT_BYTES = REAL_BITS == 32 ? 6656 : 5120 /* of LANES rows: with logits on their way, six copies share the first cache */
+    SHORT_BYTES = REAL_BITS == 32 ? 6656
+                                  : 5120 /* of LANES rows: with logits on their way, six copies share the first cache */
 };
 
 /* The logits of LANES rows; a short last group is filled up with its last row. */
@@ -68,11 +68,12 @@ static size_t short_rows_scratch(const fx_job *job, REAL *scratch, SHORT_ROWS *r
 
 INLINE SHORT_GROUP short_group_of(const BLOCK *block, int64_t row)
 {
-    SHORT_GROUP group = {row_of(&block->logits, row), block->logits.inner, (int)at_most(block->rows - row, LANES) - 1,
-                         broadcast(0)};
+    SHORT_GROUP group = {
+        row_of(&block->logits, row), block->logits.inner, (int)at_most(block->rows - row, LANES) - 1, broadcast(0)};
     return group;
 }
-INLINE const REAL *short_row(const SHORT_GROUP *group, int lane) { return group->z + at_most(lane, group->last_row) * group->step; }
+INLINE const REAL *short_row(const SHORT_GROUP *group, int lane)
+{ return group->z + at_most(lane, group->last_row) * group->step; }
 
 INLINE VECTOR short_row_maximum(const SHORT_ROWS *scratch, const REAL *z)
 {
@@ -120,11 +121,11 @@ RARE SHORT_SUMS short_exponentials_any(const SHORT_ROWS *scratch, const SHORT_GR
     return sums;
 }
 
-/* One loop over the rows of three groups: the exponentials and sums of `group`, the maxima of `next`, and what is leaving.
- * Meanwhile the rows after these are fetched, and the lines of `grad` that this group's gradient will be written to (NULL:
- * none), and what is pending goes out. */
-NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_GROUP *next, const REAL *grad,
-                               ptrdiff_t grad_step)
+/* One loop over the rows of three groups: the exponentials and sums of `group`, the maxima of `next`, and what is
+ * leaving. Meanwhile the rows after these are fetched, and the lines of `grad` that this group's gradient will be
+ * written to (NULL: none), and what is pending goes out. */
+NOINLINE SHORT_SUMS short_pass(
+    SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_GROUP *next, const REAL *grad, ptrdiff_t grad_step)
 {
     const int64_t last = scratch->last;
     const MASK is_new = scratch->is_new;
@@ -166,8 +167,8 @@ NOINLINE SHORT_SUMS short_pass(SHORT_ROWS *scratch, const SHORT_GROUP *group, SH
     return UNLIKELY(any(not_finite(m_of_rows))) ? short_exponentials_any(scratch, group) : sums;
 }
 
-RARE void put_short_hessians(const BLOCK *block, const SHORT_ROWS *scratch, int64_t row, int rows, const SOFTMAX *softmax,
-                             VECTOR scaled_inverse, const FOCAL *focal, VECTOR scale, VECTOR target_hessian)
+RARE void put_short_hessians(const BLOCK *block, const SHORT_ROWS *scratch, int64_t row, int rows,
+    const SOFTMAX *softmax, VECTOR scaled_inverse, const FOCAL *focal, VECTOR scale, VECTOR target_hessian)
 {
     REAL scales[LANES], inverses[LANES], masses[LANES], curvatures[LANES], of_target[LANES];
     store(scales, scale), store(inverses, scaled_inverse), store(of_target, target_hessian);
@@ -178,13 +179,14 @@ RARE void put_short_hessians(const BLOCK *block, const SHORT_ROWS *scratch, int6
         FOCAL one_focal = no_focal();
         if (focal) one_focal.mass = broadcast(masses[lane]), one_focal.curvature = broadcast(curvatures[lane]);
         put_index_hessian(hess, scratch->e + lane * scratch->padded, block->job->n_classes, &one, inverses[lane], 1,
-                          focal ? &one_focal : NULL, scales[lane]);
+            focal ? &one_focal : NULL, scales[lane]);
         if (focal) hess[block->label[row + lane]] = of_target[lane];
     }
 }
 
 /* From the sums of a group to its losses, and to what its gradient is made of. */
-static void finish_short_group(BLOCK *block, SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_SUMS sums, int64_t row)
+static void finish_short_group(
+    BLOCK *block, SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_SUMS sums, int64_t row)
 {
     const fx_job *job = block->job;
     const int focal = job->task == FX_FOCAL, rows = group->last_row + 1;
@@ -208,7 +210,8 @@ static void finish_short_group(BLOCK *block, SHORT_ROWS *scratch, const SHORT_GR
 #endif
     if (!job->grad.data) return;
     if (job->hess.data)
-        put_short_hessians(block, scratch, row, rows, &softmax, scaled_inverse, focal ? &modulated : NULL, scale, target_hessian);
+        put_short_hessians(
+            block, scratch, row, rows, &softmax, scaled_inverse, focal ? &modulated : NULL, scale, target_hessian);
 
     LEAVING *leaving = &scratch->leaving;
     REAL *sent = scratch->e;
@@ -228,8 +231,8 @@ INLINE void send_stage(const BLOCK *block, SHORT_ROWS *scratch, int64_t row, int
     const int64_t length = is_one ? rows * n_classes : n_classes;
     REAL *sent = scratch->stage;
     outgoing_rest(&scratch->pending);
-    outgoing_begin(&scratch->pending, sent, n_classes, length, length, is_one ? 1 : rows, NULL, row_of(&block->grad, row),
-                   block->grad.inner);
+    outgoing_begin(&scratch->pending, sent, n_classes, length, length, is_one ? 1 : rows, NULL,
+        row_of(&block->grad, row), block->grad.inner);
     scratch->stage = scratch->other_stage, scratch->other_stage = sent;
 }
 

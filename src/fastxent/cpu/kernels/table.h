@@ -10,15 +10,22 @@
 
 /* Thresholds, measured on an AVX-512 machine (benchmarks/NOTES.md). */
 enum {
-    FEW_CLASSES = LANES == 1 ? 0 : REAL_BITS == 32 ? 32 : 24, /* up to here tiles beat rows although classes are contiguous */
+    FEW_CLASSES = LANES == 1 ? 0
+        : REAL_BITS == 32    ? 32
+                             : 24, /* up to here tiles beat rows although classes are contiguous */
     /* From here on short rows beat tiles for class indices. */
-    SHORT_FROM = REAL_BITS == 32 ? (LANES == 16 ? 16 : LANES == 8 ? 22 : 11) : LANES == 8 ? 14 : LANES == 4 ? 22 : 8,
-    TILE_BYTES = 2 * 1024 * 1024,        /* largest tile: the second-level cache */
-    BLOCK_ELEMENTS = 32768,              /* logits per block of rows */
+    SHORT_FROM = REAL_BITS == 32 ? (LANES == 16         ? 16
+                                           : LANES == 8 ? 22
+                                                        : 11)
+        : LANES == 8             ? 14
+        : LANES == 4             ? 22
+                                 : 8,
+    TILE_BYTES = 2 * 1024 * 1024, /* largest tile: the second-level cache */
+    BLOCK_ELEMENTS = 32768,       /* logits per block of rows */
     LONG_ROWS_PER_BLOCK = 8,
-    LEAST_BLOCKS = 32,                   /* of long rows: enough for as many threads */
-    COPY_BLOCK_ELEMENTS = 8192,          /* the same where the block is copied first */
-    TILE_BLOCK_ELEMENTS = 4096           /* of tiles, whose gradients are staged in the first-level cache */
+    LEAST_BLOCKS = 32,          /* of long rows: enough for as many threads */
+    COPY_BLOCK_ELEMENTS = 8192, /* the same where the block is copied first */
+    TILE_BLOCK_ELEMENTS = 4096  /* of tiles, whose gradients are staged in the first-level cache */
 };
 
 static int classes_are_contiguous(const fx_job *job)
@@ -30,9 +37,7 @@ static int classes_are_contiguous(const fx_job *job)
 }
 
 static int rows_are_neighbours(const fx_job *job)
-{
-    return job->logits.inner == 1 || (job->grad.data && job->grad.inner == 1);
-}
+{ return job->logits.inner == 1 || (job->grad.data && job->grad.inner == 1); }
 
 static int regime_of(const fx_job *job)
 {
@@ -56,12 +61,15 @@ static int regime_of(const fx_job *job)
 
 static int is_copied(const fx_job *job)
 {
-    return is_half(job->real_type) && (job->regime == FX_TILE || job->regime == FX_SHORT_ROWS || job->regime == FX_ROWS);
+    return is_half(job->real_type)
+        && (job->regime == FX_TILE || job->regime == FX_SHORT_ROWS || job->regime == FX_ROWS);
 }
 
 static int64_t rows_of_block(const fx_job *job)
 {
-    const int64_t elements = job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS : is_copied(job) ? COPY_BLOCK_ELEMENTS : BLOCK_ELEMENTS;
+    const int64_t elements = job->regime == FX_TILE ? TILE_BLOCK_ELEMENTS
+        : is_copied(job)                            ? COPY_BLOCK_ELEMENTS
+                                                    : BLOCK_ELEMENTS;
     if (is_wide(job)) return rows_of_wide_block(job);
     if (tiles_side_by_side(job) > 1) return tiles_side_by_side(job) * LANES;
     int64_t rows = at_most(elements / job->n_classes, MAXIMAL_ROWS_PER_BLOCK);
@@ -76,14 +84,16 @@ static int64_t rows_of_block(const fx_job *job)
 RARE fx_array copy_strides(const fx_job *job, const fx_array *array)
 {
     const int by_class = job->regime == FX_TILE && rows_are_neighbours(job);
-    fx_array copy = {array->data, 0, by_class ? 1 : job->n_classes, by_class ? round_up(job->rows_per_block, LANES) : 1};
+    fx_array copy = {
+        array->data, 0, by_class ? 1 : job->n_classes, by_class ? round_up(job->rows_per_block, LANES) : 1};
     return copy;
 }
 
 /* Room for logits, which become the gradient, and for the Hessian. */
 static size_t copy_bytes(const fx_job *job)
 {
-    const int64_t reals = round_up((round_up(job->rows_per_block, LANES) + LANES) * job->n_classes, 64 / (int64_t)sizeof(REAL));
+    const int64_t reals =
+        round_up((round_up(job->rows_per_block, LANES) + LANES) * job->n_classes, 64 / (int64_t)sizeof(REAL));
     return is_copied(job) ? (size_t)reals * sizeof(REAL) * (job->hess.data ? 2 : 1) : 0;
 }
 
@@ -93,7 +103,9 @@ static void copy_block(const BLOCK *block, const fx_array *halves, const fx_arra
     const fx_job *job = block->job;
     int64_t runs = block->rows, n = job->n_classes;
     ptrdiff_t run_step = halves->inner, step = halves->klass, real_step = reals->inner;
-    if (reals->klass != 1) runs = job->n_classes, n = block->rows, run_step = halves->klass, step = halves->inner, real_step = reals->klass;
+    if (reals->klass != 1)
+        runs = job->n_classes, n = block->rows, run_step = halves->klass, step = halves->inner,
+        real_step = reals->klass;
     if (run_step == n * step && real_step == n) n *= runs, runs = 1;
     for (int64_t i = 0; i < runs; i++) {
         REAL *real = (REAL *)reals->data + i * real_step;
@@ -112,18 +124,19 @@ static size_t row_arrays(const fx_job *job, char *memory, BLOCK *block)
         block->value = block->weight + rows;
         block->scale = (REAL *)(block->value + rows);
     }
-    return rows * (sizeof(int64_t) + 2 * sizeof(double)) + (size_t)round_up((int64_t)(rows * sizeof(REAL)), FX_ALIGNMENT);
+    return rows * (sizeof(int64_t) + 2 * sizeof(double))
+        + (size_t)round_up((int64_t)(rows * sizeof(REAL)), FX_ALIGNMENT);
 }
 
 RARE void plan(fx_job *job)
 {
     const int64_t output_bytes = job->n_outer * job->n_inner * job->n_classes * (int64_t)sizeof(REAL);
     job->regime = regime_of(job);
-    /* In place the lines are in the cache already. Short rows with gaps begin and end with ordinary stores, for which all
-     * others would wait. */
+    /* In place the lines are in the cache already. Short rows with gaps begin and end with ordinary stores, for which
+     * all others would wait. */
     const int has_gaps = job->regime == FX_SHORT_ROWS && job->grad.inner != job->n_classes;
-    job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data && output_bytes >= fx_stream_bytes
-                  && !is_half(job->real_type) && tiles_side_by_side(job) == 1 && !has_gaps;
+    job->stream = VECTOR_BYTES > 0 && job->grad.data && job->grad.data != job->logits.data
+        && output_bytes >= fx_stream_bytes && !is_half(job->real_type) && tiles_side_by_side(job) == 1 && !has_gaps;
     if (job->regime == FX_ELEMENTS) {
         plan_elements(job);
         return;
@@ -141,17 +154,16 @@ RARE void plan(fx_job *job)
     ROWS group;
     LONG_ROW long_row;
     job->scratch_bytes = row_arrays(job, NULL, NULL) + copy_bytes(job)
-        + (is_wide(job) ? wide_scratch(job, NULL, &wide)
-           : job->regime == FX_TILE ? tile_scratch(job, &grad, &hess, NULL, &tile)
-           : job->regime == FX_SHORT_ROWS ? short_rows_scratch(job, NULL, &short_rows)
-           : job->regime == FX_ROWS ? rows_scratch(job, NULL, &group) : long_row_scratch(job, NULL, &long_row));
+        + (is_wide(job)                        ? wide_scratch(job, NULL, &wide)
+                : job->regime == FX_TILE       ? tile_scratch(job, &grad, &hess, NULL, &tile)
+                : job->regime == FX_SHORT_ROWS ? short_rows_scratch(job, NULL, &short_rows)
+                : job->regime == FX_ROWS       ? rows_scratch(job, NULL, &group)
+                                               : long_row_scratch(job, NULL, &long_row));
     job->scratch_bytes = (size_t)round_up((int64_t)job->scratch_bytes, FX_ALIGNMENT);
 }
 
 static double survey(const fx_job *job, int64_t number, int *flaws)
-{
-    return is_elementwise(job) ? survey_elements(job, number, flaws) : survey_rows(job, number, flaws);
-}
+{ return is_elementwise(job) ? survey_elements(job, number, flaws) : survey_rows(job, number, flaws); }
 
 static double compute(const fx_job *job, int64_t number, void *scratch)
 {
@@ -197,8 +209,12 @@ RARE void elementary(int which, const void *x, void *y, int64_t n)
     REAL *to = (REAL *)y;
     for (int64_t i = 0; i < n; i += LANES) {
         const VECTOR v = load_up_to(from + i, n - i, 0), u = (REAL)1 + v;
-        store_up_to(to + i, which == 0 ? exp_nonpositive(v) : which == 1 ? log1p_nonnegative(v, u, (REAL)1 / u)
-                    : which == 2 ? log1p_of_fraction(v) : log_of_fraction(v), n - i);
+        store_up_to(to + i,
+            which == 0       ? exp_nonpositive(v)
+                : which == 1 ? log1p_nonnegative(v, u, (REAL)1 / u)
+                : which == 2 ? log1p_of_fraction(v)
+                             : log_of_fraction(v),
+            n - i);
     }
 }
 

@@ -8,7 +8,8 @@
 #include <string.h>
 #define FASTXENT_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define FASTXENT_TARGET(features) FASTXENT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define FASTXENT_TARGET(features) \
+    FASTXENT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 FASTXENT_TARGET(TARGET_CLANG)
 #else
 #define FASTXENT_TARGET(features) FASTXENT_PRAGMA(GCC target(features))

@@ -14,9 +14,7 @@
 #include "outgoing.h"
 
 INLINE int is_packed(ptrdiff_t class_stride, int64_t n_classes)
-{
-    return class_stride == 1 && n_classes > 1 && LANES > 1;
-}
+{ return class_stride == 1 && n_classes > 1 && LANES > 1; }
 
 /* Rows of 2 or 3 classes without gaps are 2 or 3 whole vectors; taking them apart, and putting them together again, is
  * one shuffle of two vectors per class for 2 classes, two for 3. Element i of the rows is class i % 3 of row i / 3. */
@@ -26,9 +24,10 @@ INLINE int is_packed(ptrdiff_t class_stride, int64_t n_classes)
 #define UNZIP_EVEN(s, k) (2 * (k))
 #define UNZIP_ODD(s, k) (2 * (k) + 1)
 #define FROM_ROW_0_1(class, k) (3 * (k) + (class) < 2 * LANES ? 3 * (k) + (class) : 0)
-#define FROM_ROW_2(class, k) (3 * (k) + (class) < 2 * LANES ? (k) : 3 * (k) + (class)-LANES)
-#define FROM_CLASS_0_1(part, k) (((part)*LANES + (k)) % 3 == 1 ? LANES + ((part)*LANES + (k)) / 3 : ((part)*LANES + (k)) / 3)
-#define FROM_CLASS_2(part, k) (((part)*LANES + (k)) % 3 == 2 ? LANES + ((part)*LANES + (k)) / 3 : (k))
+#define FROM_ROW_2(class, k) (3 * (k) + (class) < 2 * LANES ? (k) : 3 * (k) + (class) - LANES)
+#define FROM_CLASS_0_1(part, k) \
+    (((part) * LANES + (k)) % 3 == 1 ? LANES + ((part) * LANES + (k)) / 3 : ((part) * LANES + (k)) / 3)
+#define FROM_CLASS_2(part, k) (((part) * LANES + (k)) % 3 == 2 ? LANES + ((part) * LANES + (k)) / 3 : (k))
 #define CLASS_OF_3(rows, class) SHUFFLE(SHUFFLE(rows[0], rows[1], FROM_ROW_0_1, class), rows[2], FROM_ROW_2, class)
 #define PART_OF_3(tile, part) SHUFFLE(SHUFFLE(tile[0], tile[1], FROM_CLASS_0_1, part), tile[2], FROM_CLASS_2, part)
 #endif
@@ -41,9 +40,7 @@ INLINE int is_exact(int64_t n_classes)
 }
 
 INLINE int is_gapless(ptrdiff_t row_stride, int64_t n_classes)
-{
-    return LANES > 1 && (n_classes == 2 || n_classes == 3) && row_stride == n_classes;
-}
+{ return LANES > 1 && (n_classes == 2 || n_classes == 3) && row_stride == n_classes; }
 
 INLINE void load_gapless(REAL *RESTRICT tile, const REAL *p, int64_t n_classes)
 {
@@ -73,8 +70,8 @@ INLINE int piece_width(int64_t n)
     return LANES;
 }
 
-/* Narrow pieces are put together while they are loaded, and not all by the one port that shuffles; they beat whole vectors as
- * long as they are three at most. (For stores they do not.) */
+/* Narrow pieces are put together while they are loaded, and not all by the one port that shuffles; they beat whole
+ * vectors as long as they are three at most. (For stores they do not.) */
 INLINE int widest_piece(int64_t n_classes) { return LANES >= 8 && n_classes <= 3 * LANES / 4 ? LANES / 4 : LANES; }
 
 /* From rows of contiguous classes. It may read past the end of a row, by fewer values than the row has: into the next
@@ -118,7 +115,7 @@ NOINLINE void store_packed(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_str
 
 /* `followed`: the block has a row after these, so that reading a little past the last one stays inside the array. */
 NOINLINE void load_any_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
-                      int64_t n_classes, int followed, REAL *RESTRICT packed)
+    int64_t n_classes, int followed, REAL *RESTRICT packed)
 {
     if (is_packed(class_stride, n_classes)) {
         if (rows == LANES && followed && row_stride >= n_classes) {
@@ -126,7 +123,8 @@ NOINLINE void load_any_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_st
             return;
         }
         for (int lane = 0; lane < LANES; lane++)
-            for (int64_t c = 0; c < n_classes; c++) packed[lane * n_classes + c] = lane < rows ? p[lane * row_stride + c] : 0;
+            for (int64_t c = 0; c < n_classes; c++)
+                packed[lane * n_classes + c] = lane < rows ? p[lane * row_stride + c] : 0;
         load_packed(tile, packed, n_classes, n_classes);
     } else if (row_stride == 1) {
         if (rows == LANES)
@@ -140,14 +138,14 @@ NOINLINE void load_any_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_st
 }
 
 INLINE void load_tile(REAL *RESTRICT tile, const REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
-                      int64_t n_classes, int followed, REAL *RESTRICT packed)
+    int64_t n_classes, int followed, REAL *RESTRICT packed)
 {
     if (rows == LANES && class_stride == 1 && is_gapless(row_stride, n_classes)) load_gapless(tile, p, n_classes);
     else load_any_tile(tile, p, row_stride, class_stride, rows, n_classes, followed, packed);
 }
 
-NOINLINE void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows,
-                       int64_t n_classes)
+NOINLINE void store_tile(
+    const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_stride, ptrdiff_t class_stride, int rows, int64_t n_classes)
 {
     if (row_stride == 1) {
         if (rows == LANES)
@@ -163,15 +161,13 @@ NOINLINE void store_tile(const REAL *RESTRICT tile, REAL *p, ptrdiff_t row_strid
 typedef struct {
     const fx_array *array;
     REAL *stage;
-    int direct; /* whole tiles go to the array at once; only what is left of the rows is staged */
+    int direct;        /* whole tiles go to the array at once; only what is left of the rows is staged */
     OUTGOING outgoing; /* from the stage to the array */
     REAL *later;       /* where the tile is left for compute_tiles_side_by_side; NULL: it goes out at once */
 } TILE_OUTPUT;
 
 INLINE int is_staged(const fx_job *job, const fx_array *array)
-{
-    return array->data && is_packed(array->klass, job->n_classes);
-}
+{ return array->data && is_packed(array->klass, job->n_classes); }
 
 INLINE void put_tile(const TILE_OUTPUT *output, const REAL *tile, int64_t row, int rows, int64_t n_classes)
 {
@@ -180,7 +176,8 @@ INLINE void put_tile(const TILE_OUTPUT *output, const REAL *tile, int64_t row, i
         return;
     }
     REAL *stage = output->direct && rows == LANES ? row_of(output->array, row)
-                  : output->stage ? output->stage + row * n_classes : NULL;
+        : output->stage                           ? output->stage + row * n_classes
+                                                  : NULL;
     if (stage && is_gapless(n_classes, n_classes)) store_gapless(tile, stage, n_classes);
     else if (stage) store_packed(tile, stage, n_classes, n_classes);
     else store_tile(tile, row_of(output->array, row), output->array->inner, output->array->klass, rows, n_classes);
@@ -198,7 +195,7 @@ static void flush_stage(const BLOCK *block, TILE_OUTPUT *output)
     const int64_t first = output->direct ? block->rows / LANES * LANES : 0;
     if (output->array->inner == n_classes)
         copy_out(row_of(output->array, first), output->stage + first * n_classes, (block->rows - first) * n_classes,
-                 block->job->stream);
+            block->job->stream);
     else
         for (int64_t row = 0; row < block->rows; row++) {
             REAL *out = row_of(output->array, row);
@@ -208,8 +205,8 @@ static void flush_stage(const BLOCK *block, TILE_OUTPUT *output)
 }
 
 typedef struct {
-    REAL *z, *mass, *hess, *packed;     /* z becomes the exponentials, then the gradient */
-    REAL *distance, *curvature;         /* for soft targets of the focal loss */
+    REAL *z, *mass, *hess, *packed; /* z becomes the exponentials, then the gradient */
+    REAL *distance, *curvature;     /* for soft targets of the focal loss */
     TILE_OUTPUT grad_out, hess_out;
 } TILE;
 
@@ -239,7 +236,8 @@ static size_t tile_scratch(const fx_job *job, const fx_array *grad, const fx_arr
     TILE_OUTPUT *outputs[] = {&tile->grad_out, &tile->hess_out};
     const fx_array *arrays[] = {grad, hess};
     for (int i = 0; i < COUNT(outputs); i++) {
-        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0, outputs[i]->outgoing = (OUTGOING){0}, outputs[i]->later = NULL;
+        outputs[i]->array = arrays[i], outputs[i]->stage = NULL, outputs[i]->direct = 0,
+        outputs[i]->outgoing = (OUTGOING){0}, outputs[i]->later = NULL;
         if (!is_staged(job, arrays[i])) continue;
         outputs[i]->stage = next, next += stage;
         outputs[i]->direct = !job->stream && is_exact(job->n_classes) && arrays[i]->inner == job->n_classes;
@@ -270,7 +268,8 @@ INLINE SOFTMAX tile_softmax_inlined(const REAL *e, VECTOR m, int64_t n_classes)
     if (any(less(all, broadcast(2)))) below = sum_below_one(e, n_classes);
     return softmax_inlined(m, all, below);
 }
-NOINLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes) { return tile_softmax_inlined(e, m, n_classes); }
+NOINLINE SOFTMAX tile_softmax(const REAL *e, VECTOR m, int64_t n_classes)
+{ return tile_softmax_inlined(e, m, n_classes); }
 
 /* The losses of a tile, to doubles; the array has room for LANES of them. */
 INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
@@ -297,7 +296,7 @@ INLINE void put_values(const BLOCK *block, VECTOR value, int64_t row)
  * logits are intact. `mass` is [class][stride] of the row, NULL for a class index. */
 #if REAL_BITS == 32
 RARE void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REAL *mass, ptrdiff_t mass_row,
-                         ptrdiff_t mass_class, int64_t row, int rows)
+    ptrdiff_t mass_class, int64_t row, int rows)
 {
     REAL m[LANES], l[LANES];
     store(m, max), store(l, log_sum);
@@ -305,7 +304,9 @@ RARE void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REA
         if (!isinf(block->value[row + lane])) continue;
         const REAL *z = row_of(&block->logits, row + lane);
         const ptrdiff_t stride = block->logits.klass;
-        if (!mass) block->value[row + lane] = ((double)m[lane] - (double)z[block->label[row + lane] * stride]) + (double)l[lane];
+        if (!mass)
+            block->value[row + lane] =
+                ((double)m[lane] - (double)z[block->label[row + lane] * stride]) + (double)l[lane];
         else {
             double value = 0;
             for (int64_t c = 0; c < block->job->n_classes; c++) {
@@ -319,7 +320,8 @@ RARE void widen_values(const BLOCK *block, VECTOR max, VECTOR log_sum, const REA
 INLINE int has_infinite(VECTOR v) { return any(equal(absolute(v), broadcast(INFINITY))); }
 #endif
 
-/* Labels of LANES rows, in integers as wide as REAL: tiles have fewer than 2^31 classes, so the lower halves will do. */
+/* Labels of LANES rows, in integers as wide as REAL: tiles have fewer than 2^31 classes, so the lower halves will do.
+ */
 INLINE INTEGERS labels_of(const int64_t *label)
 {
     INTEGERS labels;
@@ -349,7 +351,8 @@ INLINE void stream_stage(const BLOCK *block, TILE_OUTPUT *output, int64_t rows_d
 }
 
 /* The exponentials in place of the logits, and those of the target. */
-INLINE void tile_index_exponentials(REAL *e, VECTOR m, INTEGERS label, const int64_t n_classes, VECTOR *z_target, VECTOR *e_target)
+INLINE void tile_index_exponentials(
+    REAL *e, VECTOR m, INTEGERS label, const int64_t n_classes, VECTOR *z_target, VECTOR *e_target)
 {
     VECTOR z_label = broadcast(0), e_label = broadcast(0);
     if (UNLIKELY(any(not_finite(m)))) {
@@ -370,23 +373,24 @@ INLINE void tile_index_exponentials(REAL *e, VECTOR m, INTEGERS label, const int
     *z_target = z_label, *e_target = e_label;
 }
 
-NOINLINE void tile_index_hessian(const TILE *tile, const REAL *e, INTEGERS label, int64_t n_classes, const SOFTMAX *softmax,
-                                 VECTOR scaled_inverse, const FOCAL *focal, VECTOR scale)
+NOINLINE void tile_index_hessian(const TILE *tile, const REAL *e, INTEGERS label, int64_t n_classes,
+    const SOFTMAX *softmax, VECTOR scaled_inverse, const FOCAL *focal, VECTOR scale)
 {
     for (int64_t c = 0; c < n_classes; c++) {
         const MASK is_target = same(label, broadcast_integer((INTEGER)c));
         const VECTOR e_c = load(e + c * LANES);
         store(tile->hess + c * LANES,
-              focal ? scale * focal_hessian(softmax, e_c, keep(is_target, focal->mass), keep(is_target, focal->curvature),
-                                            one_of(focal->mass), one_of(focal->curvature))
-                    : hessian(softmax, e_c, scaled_inverse));
+            focal ? scale
+                    * focal_hessian(softmax, e_c, keep(is_target, focal->mass), keep(is_target, focal->curvature),
+                        one_of(focal->mass), one_of(focal->curvature))
+                  : hessian(softmax, e_c, scaled_inverse));
     }
 }
 
-/* `rows` rows whose tiles lie at e, one after the other. For the fewest classes their number is a constant, so that the loops
- * over them are none. */
+/* `rows` rows whose tiles lie at e, one after the other. For the fewest classes their number is a constant, so that the
+ * loops over them are none. */
 INLINE void tile_index(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows, const int64_t n_classes,
-                       const int want_grad, const int want_hess, const int focal)
+    const int want_grad, const int want_hess, const int focal)
 {
     const int64_t size = n_classes * LANES;
     const int tiles = (rows + LANES - 1) / LANES;
@@ -427,13 +431,15 @@ INLINE void tile_index(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows,
         REAL *of_tile = e + t * size;
         if (want_hess) {
             const FOCAL modulated = {broadcast(0), z_target[t], max[t], broadcast(0)};
-            tile_index_hessian(tile, of_tile, label, n_classes, &softmax[t], scaled_inverse, focal ? &modulated : NULL, scale);
+            tile_index_hessian(
+                tile, of_tile, label, n_classes, &softmax[t], scaled_inverse, focal ? &modulated : NULL, scale);
             put_tile(&tile->hess_out, tile->hess, first, in_tile, n_classes);
         }
 #pragma GCC unroll 4
         for (int64_t c = 0; c < n_classes; c++)
-            store(of_tile + c * LANES, choose(same(label, broadcast_integer((INTEGER)c)), target_gradient,
-                                              load(of_tile + c * LANES) * scaled_inverse));
+            store(of_tile + c * LANES,
+                choose(same(label, broadcast_integer((INTEGER)c)), target_gradient,
+                    load(of_tile + c * LANES) * scaled_inverse));
         put_tile(&tile->grad_out, of_tile, first, in_tile, n_classes);
     }
 }
@@ -448,13 +454,15 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
 
     const int from_labels = has_labels(job);
     const INTEGERS label = labels_of(block->label + row);
-    if (from_labels) ;
+    if (from_labels)
+        ;
     else if (job->target_type == REAL_TYPE)
         load_tile(mass, row_of(&block->target, row), target_row, target_class, rows, n_classes, followed, tile->packed);
     else
         for (int lane = 0; lane < LANES; lane++) {
             if (lane < rows)
-                read_reals(&block->target, job->target_type, (row + lane) * target_row, target_class, n_classes, tile->packed);
+                read_reals(
+                    &block->target, job->target_type, (row + lane) * target_row, target_class, n_classes, tile->packed);
             for (int64_t c = 0; c < n_classes; c++) mass[c * LANES + lane] = lane < rows ? tile->packed[c] : 0;
         }
 
@@ -491,7 +499,8 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
     if (focal) {
         const FOCUS focus = focus_of(job);
         for (int64_t c = 0; c < n_classes; c++) {
-            const FOCAL one_class = focal_of(&softmax, load(z + c * LANES), softmax.log_sum + load(tile->distance + c * LANES), focus);
+            const FOCAL one_class =
+                focal_of(&softmax, load(z + c * LANES), softmax.log_sum + load(tile->distance + c * LANES), focus);
             const VECTOR u = load(mass + c * LANES);
             store(terms + c * LANES, focal_value(u, &one_class));
             store(mass + c * LANES, without_zero(u, one_class.mass));
@@ -513,9 +522,10 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
         VECTOR e = load(z + c * LANES);
         if (job->hess.data)
             store(tile->hess + c * LANES,
-                  focal ? scale * focal_hessian(&softmax, e, load(mass + c * LANES), load(tile->curvature + c * LANES), total_mass,
-                                                total_curvature)
-                        : hessian(&softmax, e, scaled_mass));
+                focal ? scale
+                        * focal_hessian(&softmax, e, load(mass + c * LANES), load(tile->curvature + c * LANES),
+                            total_mass, total_curvature)
+                      : hessian(&softmax, e, scaled_mass));
         store(z + c * LANES, mass_gradient(&softmax, e, load(mass + c * LANES), total_mass, scaled_inverse));
     }
     put_tile(&tile->grad_out, z, row, rows, n_classes);
@@ -547,11 +557,12 @@ NOINLINE void tile_activation(BLOCK *block, const TILE *tile, int64_t row, int r
 NOINLINE void tile_index_any(BLOCK *block, TILE *tile, REAL *e, int64_t row, int rows)
 {
     const fx_job *job = block->job;
-    tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL, job->task == FX_FOCAL);
+    tile_index(block, tile, e, row, rows, job->n_classes, job->grad.data != NULL, job->hess.data != NULL,
+        job->task == FX_FOCAL);
 }
 
-/* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of up
- * to 4 classes are a few lines, and hardware prefetchers do as well. */
+/* Ask for the logits of the next tile, and for the place of this one's gradient, while this one is computed. Tiles of
+ * up to 4 classes are a few lines, and hardware prefetchers do as well. */
 enum { FAR_TILE_BYTES = 8192 };
 INLINE void prefetch_tile(const BLOCK *block, int64_t row)
 {
@@ -588,11 +599,12 @@ static void compute_tiles(BLOCK *block, REAL *scratch)
             const int64_t first = row + t * LANES;
             prefetch_tile(block, first);
             load_tile(tile.z + t * job->n_classes * LANES, row_of(&block->logits, first), block->logits.inner,
-                      block->logits.klass, (int)at_most(block->rows - first, LANES), job->n_classes,
-                      first + LANES < block->rows, tile.packed);
+                block->logits.klass, (int)at_most(block->rows - first, LANES), job->n_classes,
+                first + LANES < block->rows, tile.packed);
         }
         if (index && job->n_classes == 2) tile_index(block, &tile, tile.z, row, rows, 2, job->grad.data != NULL, 0, 0);
-        else if (index && job->n_classes == 3) tile_index(block, &tile, tile.z, row, rows, 3, job->grad.data != NULL, 0, 0);
+        else if (index && job->n_classes == 3)
+            tile_index(block, &tile, tile.z, row, rows, 3, job->grad.data != NULL, 0, 0);
         else {
             compute_any_tile(block, &tile, row, rows);
             stream_stage(block, &tile.grad_out, row);

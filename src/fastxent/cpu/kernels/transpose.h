@@ -11,12 +11,14 @@
 
 #if LANES > 1
 
-/* Lane k of EVEN(s): a[k] in blocks of s with an even number, b[k - s] in the odd ones; of ODD(s): a[k + s] and b[k]. */
+/* Lane k of EVEN(s): a[k] in blocks of s with an even number, b[k - s] in the odd ones; of ODD(s): a[k + s] and b[k].
+ */
 #define EVEN(s, k) (((k) & (s)) ? LANES + (k) - (s) : (k))
 #define ODD(s, k) (((k) & (s)) ? LANES + (k) : (k) + (s))
 #if LANES == 16
-#define ALL_LANES(f, s) f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7), \
-                        f(s, 8), f(s, 9), f(s, 10), f(s, 11), f(s, 12), f(s, 13), f(s, 14), f(s, 15)
+#define ALL_LANES(f, s) \
+    f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7), f(s, 8), f(s, 9), f(s, 10), f(s, 11), \
+        f(s, 12), f(s, 13), f(s, 14), f(s, 15)
 #elif LANES == 8
 #define ALL_LANES(f, s) f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7)
 #elif LANES == 4
@@ -70,27 +72,28 @@ INLINE void transpose_blocks(VECTOR *r, const int width)
             }
 }
 
-/* In two steps, so that no more than a few vectors are under way: name_few for FEW vectors at a time, and name_fews for the
- * LANES / FEW results of that. */
+/* In two steps, so that no more than a few vectors are under way: name_few for FEW vectors at a time, and name_fews for
+ * the LANES / FEW results of that. */
 enum { FEW = LANES < 4 ? LANES : 4 };
-#define DEFINE_REDUCTION(name, OPERATION)                                                            \
-    INLINE VECTOR name##_pair(VECTOR a, VECTOR b, const int s) { return OPERATION(even_blocks(a, b, s), odd_blocks(a, b, s)); } \
-    INLINE VECTOR name##_few(const VECTOR *r)                                                        \
-    {                                                                                                \
-        if (FEW == 2) return name##_pair(r[0], r[1], 1);                                             \
-        return name##_pair(name##_pair(r[0], r[1], 1), name##_pair(r[2], r[3], 1), 2);               \
-    }                                                                                                \
-    INLINE VECTOR name##_fews(const VECTOR *r)                                                       \
-    {                                                                                                \
-        if (LANES == FEW) return r[0];                                                               \
-        if (LANES == 2 * FEW) return name##_pair(r[0], r[1], FEW);                                   \
-        return name##_pair(name##_pair(r[0], r[1], FEW), name##_pair(r[2], r[3], FEW), 2 * FEW);     \
-    }                                                                                                \
-    INLINE VECTOR name(const VECTOR *rows)                                                           \
-    {                                                                                                \
-        VECTOR few[LANES / FEW];                                                                     \
-        for (int i = 0; i < LANES / FEW; i++) few[i] = name##_few(rows + i * FEW);                   \
-        return name##_fews(few);                                                                     \
+#define DEFINE_REDUCTION(name, OPERATION) \
+    INLINE VECTOR name##_pair(VECTOR a, VECTOR b, const int s) \
+    { return OPERATION(even_blocks(a, b, s), odd_blocks(a, b, s)); } \
+    INLINE VECTOR name##_few(const VECTOR *r) \
+    { \
+        if (FEW == 2) return name##_pair(r[0], r[1], 1); \
+        return name##_pair(name##_pair(r[0], r[1], 1), name##_pair(r[2], r[3], 1), 2); \
+    } \
+    INLINE VECTOR name##_fews(const VECTOR *r) \
+    { \
+        if (LANES == FEW) return r[0]; \
+        if (LANES == 2 * FEW) return name##_pair(r[0], r[1], FEW); \
+        return name##_pair(name##_pair(r[0], r[1], FEW), name##_pair(r[2], r[3], FEW), 2 * FEW); \
+    } \
+    INLINE VECTOR name(const VECTOR *rows) \
+    { \
+        VECTOR few[LANES / FEW]; \
+        for (int i = 0; i < LANES / FEW; i++) few[i] = name##_few(rows + i * FEW); \
+        return name##_fews(few); \
     }
 
 /* Vectors made of 2 or 4 pieces of rows. */
@@ -139,8 +142,8 @@ INLINE void gather_rows(VECTOR *r, const REAL *p, ptrdiff_t row_stride, const in
         else {
             const ptrdiff_t next = width * row_stride;
             HALF low = JOIN_HALF(*(const QUARTER_UNALIGNED *)row, *(const QUARTER_UNALIGNED *)(row + next));
-            HALF high = JOIN_HALF(*(const QUARTER_UNALIGNED *)(row + 2 * next),
-                                  *(const QUARTER_UNALIGNED *)(row + 3 * next));
+            HALF high =
+                JOIN_HALF(*(const QUARTER_UNALIGNED *)(row + 2 * next), *(const QUARTER_UNALIGNED *)(row + 3 * next));
             r[q] = JOIN(low, high);
         }
 #endif
@@ -174,9 +177,9 @@ INLINE void scatter_rows(VECTOR *r, REAL *p, ptrdiff_t row_stride, const int wid
 #else /* one lane: a row is its own side */
 
 enum { FEW = 1 };
-#define DEFINE_REDUCTION(name, OPERATION)                              \
-    INLINE VECTOR name##_few(const VECTOR *rows) { return rows[0]; }   \
-    INLINE VECTOR name##_fews(const VECTOR *rows) { return rows[0]; }  \
+#define DEFINE_REDUCTION(name, OPERATION) \
+    INLINE VECTOR name##_few(const VECTOR *rows) { return rows[0]; } \
+    INLINE VECTOR name##_fews(const VECTOR *rows) { return rows[0]; } \
     INLINE VECTOR name(const VECTOR *rows) { return rows[0]; }
 
 INLINE void gather_rows(VECTOR *r, const REAL *p, ptrdiff_t row_stride, const int width)

@@ -1,16 +1,13 @@
 /* Lanes: the vector type of one dtype at one instruction-set level, and the few operations the kernels need.
  *
- * In:  REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32, 64; 0 for one lane).
- * Out: REAL, INTEGER and WORD (integers as wide, signed and unsigned), VECTOR, INTEGERS, WORDS, MASK, LANES and the functions
- *      below.
+ * In:  REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32, 64; 0 for one lane). Out: REAL, INTEGER and WORD (integers as
+ * wide, signed and unsigned), VECTOR, INTEGERS, WORDS, MASK, LANES and the functions below.
  *
- * Design
- * a) Arithmetic is written with the operators of GNU vector types, so that a formula reads the same for any width.
- *    Comparisons and selections go through functions, because AVX-512 keeps masks in registers of their own and GCC 12
- *    otherwise spends three instructions on a selection.
- * b) Compilers without GNU vectors get LANES == 1: VECTOR is then REAL itself, and the same formulas compile.
- * c) maximum(a, b) is `a > b ? a : b`: b comes back when either is NaN, so that maximum(x, running) skips a NaN in x.
- *    This is exactly what maxps does; fmax does not.
+ * Design a) Arithmetic is written with the operators of GNU vector types, so that a formula reads the same for any
+ * width. Comparisons and selections go through functions, because AVX-512 keeps masks in registers of their own and GCC
+ * 12 otherwise spends three instructions on a selection. b) Compilers without GNU vectors get LANES == 1: VECTOR is
+ * then REAL itself, and the same formulas compile. c) maximum(a, b) is `a > b ? a : b`: b comes back when either is
+ * NaN, so that maximum(x, running) skips a NaN in x. This is exactly what maxps does; fmax does not.
  */
 #ifndef FASTXENT_VECTOR_H
 #define FASTXENT_VECTOR_H
@@ -55,7 +52,7 @@ typedef uint64_t WORD;
 #define prefetch_to_write(address) ((void)(address))
 #else
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline)) /* where copies would only make the extension larger */
+#define NOINLINE static __attribute__((noinline))   /* where copies would only make the extension larger */
 #define RARE static __attribute__((noinline, cold)) /* small rather than fast */
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
@@ -91,8 +88,18 @@ INLINE VECTOR broadcast(REAL x) { return x; }
 INLINE INTEGERS broadcast_integer(INTEGER i) { return i; }
 INLINE VECTOR load(const REAL *p) { return *p; }
 INLINE void store(REAL *p, VECTOR v) { *p = v; }
-INLINE VECTOR as_reals(INTEGERS v) { VECTOR x; memcpy(&x, &v, sizeof x); return x; }
-INLINE INTEGERS as_integers(VECTOR v) { INTEGERS i; memcpy(&i, &v, sizeof i); return i; }
+INLINE VECTOR as_reals(INTEGERS v)
+{
+    VECTOR x;
+    memcpy(&x, &v, sizeof x);
+    return x;
+}
+INLINE INTEGERS as_integers(VECTOR v)
+{
+    INTEGERS i;
+    memcpy(&i, &v, sizeof i);
+    return i;
+}
 
 #endif
 
@@ -105,9 +112,9 @@ typedef double DOUBLES;
 enum { DOUBLE_LANES = sizeof(DOUBLES) / sizeof(double) };
 INLINE DOUBLES load_doubles(const double *p) { return *(const DOUBLES *)p; }
 
-/* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m), first_lanes(n),
- * count_of(m); choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere; add_where(m, a, b) is
- * a + b where m holds and a elsewhere. */
+/* Masks: less(a, b), equal(a, b), unequal(a, b), same(i, j) for integers, both(m, n), negate(m), any(m),
+ * first_lanes(n), count_of(m); choose(m, a, b) is a where m holds; keep(m, a) is a where m holds and 0 elsewhere;
+ * add_where(m, a, b) is a + b where m holds and a elsewhere. */
 
 #if VECTOR_BYTES == 64
 
@@ -140,9 +147,7 @@ INLINE VECTOR add_where(MASK m, VECTOR a, VECTOR b) { return MM512(mask_add)(a, 
 INLINE VECTOR maximum(VECTOR a, VECTOR b) { return MM512(max)(a, b); }
 INLINE MASK first_lanes(int n) { return (MASK)((1u << n) - 1u); }
 INLINE VECTOR load_first(const REAL *p, int n, REAL fill)
-{
-    return MM512(mask_loadu)(broadcast(fill), first_lanes(n), p);
-}
+{ return MM512(mask_loadu)(broadcast(fill), first_lanes(n), p); }
 INLINE void store_first(REAL *p, VECTOR v, int n) { MM512(mask_storeu)(p, first_lanes(n), v); }
 
 #elif VECTOR_BYTES
@@ -246,7 +251,10 @@ INLINE VECTOR add_where(MASK m, VECTOR a, VECTOR b) { return m ? a + b : a; }
 INLINE MASK first_lanes(int n) { return n > 0; }
 INLINE VECTOR maximum(VECTOR a, VECTOR b) { return a > b ? a : b; }
 INLINE VECTOR load_first(const REAL *p, int n, REAL fill) { return n > 0 ? *p : fill; }
-INLINE void store_first(REAL *p, VECTOR v, int n) { if (n > 0) *p = v; }
+INLINE void store_first(REAL *p, VECTOR v, int n)
+{
+    if (n > 0) *p = v;
+}
 
 #endif
 
@@ -313,26 +321,22 @@ INLINE MASK has_sign(VECTOR z)
 #endif
 }
 INLINE VECTOR turn(VECTOR v, VECTOR z)
-{
-    return as_reals(as_integers(v) ^ (as_integers(z) & as_integers(broadcast((REAL)-0.0))));
-}
+{ return as_reals(as_integers(v) ^ (as_integers(z) & as_integers(broadcast((REAL)-0.0)))); }
 
 INLINE VECTOR absolute(VECTOR v) { return maximum(v, -v); } /* of a NaN, a NaN */
 INLINE MASK not_finite(VECTOR v) { return negate(less(absolute(v), broadcast((REAL)INFINITY))); }
 
 /* A load of up to LANES values: all of them on the way, the first n at the end of a row. */
 INLINE VECTOR load_up_to(const REAL *p, int64_t n, REAL fill)
-{
-    return n >= LANES ? load(p) : load_first(p, (int)n, fill);
-}
+{ return n >= LANES ? load(p) : load_first(p, (int)n, fill); }
 INLINE void store_up_to(REAL *p, VECTOR v, int64_t n)
 {
     if (n >= LANES) store(p, v);
     else store_first(p, v, (int)n);
 }
 
-/* Write factor times n values out. `stream` bypasses the caches (non-temporal stores), which saves the read for ownership
- * of lines that nobody will look at soon; the caller ends its run of streams with stream_fence(). */
+/* Write factor times n values out. `stream` bypasses the caches (non-temporal stores), which saves the read for
+ * ownership of lines that nobody will look at soon; the caller ends its run of streams with stream_fence(). */
 #ifdef STREAMING_STORES
 INLINE void stream_store(REAL *p, VECTOR v)
 {

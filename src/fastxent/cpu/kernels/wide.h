@@ -3,15 +3,14 @@
  *
  * Class indices of the cross-entropy go by runs of neighbouring rows:
  *
- *   1. By chunks of WIDE_CHUNK classes, the largest logit of each row so far, m_j; the exponentials relative to it, which
- *      are kept; and their sum without the largest of all so far, others_j. Meanwhile what comes next is fetched.
- *   2. Row by row, others = sum of others_j exp(m_j - m), and what follows from it (formulas.h).
- *   3. Class by class, the gradient: the kept exponentials times a factor of the row and the chunk. It goes out while
- *      the exponentials of the next run are taken, a chunk before they overwrite it.
+ * 1. By chunks of WIDE_CHUNK classes, the largest logit of each row so far, m_j; the exponentials relative to it, which
+ * are kept; and their sum without the largest of all so far, others_j. Meanwhile what comes next is fetched. 2. Row by
+ * row, others = sum of others_j exp(m_j - m), and what follows from it (formulas.h). 3. Class by class, the gradient:
+ * the kept exponentials times a factor of the row and the chunk. It goes out while the exponentials of the next run are
+ * taken, a chunk before they overwrite it.
  *
  * So logits are read from memory once, exponentials are taken once, and each term is rescaled once, however the maximum
- * grows.
- * What a row gets does not depend on the run that it is in.
+ * grows. What a row gets does not depend on the run that it is in.
  *
  * Everything else goes by tiles, some side by side.
  */
@@ -21,32 +20,37 @@
 #include "tile.h"
 
 enum {
-    WIDE_FROM = 17,                     /* classes */
+    WIDE_FROM = 17, /* classes */
     WIDE_CHUNK = 16,
-    WIDE_RUN_BYTES = 640 * 1024,        /* of a run's arrays: less than half of the second-level cache */
-    WIDE_CLASS_BYTES = 288 * 1024,      /* of a vector a class: three of them, and two threads, stay below 2 MB */
+    WIDE_RUN_BYTES = 640 * 1024,   /* of a run's arrays: less than half of the second-level cache */
+    WIDE_CLASS_BYTES = 288 * 1024, /* of a vector a class: three of them, and two threads, stay below 2 MB */
     MOST_ROWS_OF_RUN = 256,
-    WIDE_BLOCK_ELEMENTS = 1 << 18, FEWEST_ROWS_OF_BLOCK = 1024, MOST_ROWS_OF_BLOCK = 4096, FEWEST_BLOCKS = 16,
-    ROWS_AHEAD = 256 / sizeof(REAL),    /* fetched */
-    TILES_FROM = 33, TILES_BYTES = 1024 * 1024, MOST_TILES = 8
+    WIDE_BLOCK_ELEMENTS = 1 << 18,
+    FEWEST_ROWS_OF_BLOCK = 1024,
+    MOST_ROWS_OF_BLOCK = 4096,
+    FEWEST_BLOCKS = 16,
+    ROWS_AHEAD = 256 / sizeof(REAL), /* fetched */
+    TILES_FROM = 33,
+    TILES_BYTES = 1024 * 1024,
+    MOST_TILES = 8
 };
 
 /* A run after its last class, and the way of its results to memory. Arrays of rows are [padded]. */
 typedef struct {
-    REAL *max;                 /* [chunk][padded] of the classes so far; later the factors of the gradient */
-    REAL *rescale;             /* [chunk][padded] exp(max - that of the row), for the Hessian */
+    REAL *max;     /* [chunk][padded] of the classes so far; later the factors of the gradient */
+    REAL *rescale; /* [chunk][padded] exp(max - that of the row), for the Hessian */
     REAL *target_gradient, *scaled_inverse, *others, *sum, *inverse;
     INTEGER *label;
-    REAL *grad, *hess;         /* where the rows begin */
+    REAL *grad, *hess; /* where the rows begin */
     int64_t rows;
-    int is_first, is_last;     /* of the block */
-    int64_t c, end, at;        /* classes c .. end - 1 may go out, that of c from row `at` on */
+    int is_first, is_last; /* of the block */
+    int64_t c, end, at;    /* classes c .. end - 1 may go out, that of c from row `at` on */
 } WIDE_RUN;
 
 typedef struct {
-    REAL *kept;                /* [class][padded] exponentials; if there is no gradient, of one chunk */
-    REAL *others, *z_target;   /* [chunk][padded], [padded] */
-    REAL *carried;             /* [class][LANES] the beginning of a line of the gradient */
+    REAL *kept;              /* [class][padded] exponentials; if there is no gradient, of one chunk */
+    REAL *others, *z_target; /* [chunk][padded], [padded] */
+    REAL *carried;           /* [class][LANES] the beginning of a line of the gradient */
     WIDE_RUN run, before;
     int64_t padded, n_chunks;
 } WIDE_ROWS;
@@ -59,7 +63,7 @@ INLINE int rows_are_lanes(const fx_job *job)
 INLINE int is_wide(const fx_job *job)
 {
     return rows_are_lanes(job) && job->task == FX_CROSS_ENTROPY && !is_soft(job) && job->n_classes >= WIDE_FROM
-           && job->n_inner >= LANES && job->n_classes * LANES * (int64_t)sizeof(REAL) <= WIDE_CLASS_BYTES;
+        && job->n_inner >= LANES && job->n_classes * LANES * (int64_t)sizeof(REAL) <= WIDE_CLASS_BYTES;
 }
 
 /* ---- runs ---- */
@@ -109,9 +113,9 @@ RARE size_t wide_scratch(const fx_job *job, REAL *scratch, WIDE_ROWS *wide)
 }
 
 /* For all vectors of a run, which has LANES rows or more: the last overlaps the one before, so that all are whole. */
-#define FOR_ROWS(i, rows)                                                                            \
-    for (int64_t next_##i = 0, i = 0; next_##i < (rows) && (i = at_most(next_##i, (rows) - LANES), 1);  \
-         next_##i += LANES)
+#define FOR_ROWS(i, rows) \
+    for (int64_t next_##i = 0, i = 0; next_##i < (rows) && (i = at_most(next_##i, (rows) - LANES), 1); \
+        next_##i += LANES)
 
 INLINE VECTOR wide_gradient(const WIDE_RUN *run, const REAL *e, const REAL *factor, INTEGERS c, int64_t i)
 {
@@ -124,7 +128,8 @@ RARE void put_wide_hessian(const BLOCK *block, const WIDE_ROWS *wide, const WIDE
 {
     REAL *out = run->hess + run->c * block->hess.klass;
     const REAL *e = wide->kept + run->c * wide->padded, *rescale = run->rescale + run->c / WIDE_CHUNK * wide->padded;
-    FOR_ROWS(i, run->rows) {
+    FOR_ROWS(i, run->rows)
+    {
         SOFTMAX softmax;
         softmax.others = load(run->others + i), softmax.sum = load(run->sum + i);
         softmax.inverse = load(run->inverse + i);
@@ -134,9 +139,9 @@ RARE void put_wide_hessian(const BLOCK *block, const WIDE_ROWS *wide, const WIDE
 
 enum { ALL_OF_IT = 1 << 30 };
 
-/* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that the
- * next run completes is carried over to it. An ordinary store would wait for the line from memory, and all later ones with
- * it. */
+/* Put out about `most` vectors of what may go. Streamed, the gradient goes by whole lines: the beginning of one that
+ * the next run completes is carried over to it. An ordinary store would wait for the line from memory, and all later
+ * ones with it. */
 NOINLINE void put_wide(const BLOCK *block, const WIDE_ROWS *wide, WIDE_RUN *run, int64_t most)
 {
     static const REAL lane_number[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -152,8 +157,9 @@ NOINLINE void put_wide(const BLOCK *block, const WIDE_ROWS *wide, WIDE_RUN *run,
             i = LANES - in_line;
             if (run->is_first) store_first(out, wide_gradient(run, e, factor, this_class, 0), (int)i);
             else
-                stream_store(out - in_line, choose(less(load(lane_number), broadcast((REAL)in_line)), load(carried),
-                                                   wide_gradient(run, e, factor, this_class, -in_line)));
+                stream_store(out - in_line,
+                    choose(less(load(lane_number), broadcast((REAL)in_line)), load(carried),
+                        wide_gradient(run, e, factor, this_class, -in_line)));
         }
         most -= (end - i) / LANES;
         if (stream)
@@ -192,12 +198,13 @@ NOINLINE VECTOR exponential_of(VECTOR z, VECTOR m) { return exponential_any(z, m
 
 /* n classes of a run. `max` and `others` are those of this chunk, `before` the maxima of the chunk before, NULL at the
  * first; `next` is where the chunk begins that will be read after this one. */
-INLINE void wide_chunk(const BLOCK *block, WIDE_ROWS *wide, const REAL *z, const REAL *next, REAL *RESTRICT kept, int64_t n,
-                       const REAL *before, REAL *RESTRICT max, REAL *RESTRICT others)
+INLINE void wide_chunk(const BLOCK *block, WIDE_ROWS *wide, const REAL *z, const REAL *next, REAL *RESTRICT kept,
+    int64_t n, const REAL *before, REAL *RESTRICT max, REAL *RESTRICT others)
 {
     const int64_t rows = wide->run.rows;
     const ptrdiff_t stride = block->logits.klass, kept_stride = wide->padded;
-    FOR_ROWS(i, rows) {
+    FOR_ROWS(i, rows)
+    {
         const VECTOR lowest = broadcast((REAL)-INFINITY), old = before ? load(before + i) : lowest;
         const REAL *ahead = i + ROWS_AHEAD < rows ? z + i + ROWS_AHEAD : next + (i + ROWS_AHEAD - rows);
         VECTOR m = old, sums[4] = {broadcast(0), broadcast(0), broadcast(0), broadcast(0)};
@@ -299,7 +306,7 @@ static void compute_wide(BLOCK *block, REAL *scratch)
             put_wide(block, &wide, before, ALL_OF_IT);
             before->end = before->end ? at_most(c + 2 * WIDE_CHUNK, n_classes) : 0;
             wide_chunk(block, &wide, z, next, wide.kept + (job->grad.data ? c * wide.padded : 0), n,
-                       j ? run->max + here - wide.padded : NULL, run->max + here, wide.others + here);
+                j ? run->max + here - wide.padded : NULL, run->max + here, wide.others + here);
         }
         finish_run(block, &wide, first);
         const WIDE_RUN done = *run;
@@ -321,7 +328,7 @@ RARE int64_t tiles_side_by_side(const fx_job *job)
 }
 
 RARE void copy_tiles(REAL *to, ptrdiff_t to_class, ptrdiff_t to_tile, const REAL *from, ptrdiff_t from_class,
-                      ptrdiff_t from_tile, int64_t n_classes, int64_t tiles)
+    ptrdiff_t from_tile, int64_t n_classes, int64_t tiles)
 {
     for (int64_t c = 0; c < n_classes; c++)
         for (int64_t t = 0; t < tiles; t++)
@@ -348,7 +355,8 @@ static void compute_tiles_side_by_side(BLOCK *block, REAL *scratch)
     if (job->hess.data)
         copy_tiles(row_of(&block->hess, 0), block->hess.klass, LANES, tile.hess, LANES, size, job->n_classes, tiles);
     if (rest) {
-        load_tile(tile.z, row_of(&block->logits, tiles * LANES), 1, block->logits.klass, (int)rest, job->n_classes, 0, tile.packed);
+        load_tile(tile.z, row_of(&block->logits, tiles * LANES), 1, block->logits.klass, (int)rest, job->n_classes, 0,
+            tile.packed);
         compute_any_tile(block, &tile, tiles * LANES, (int)rest);
     }
 }
