@@ -131,7 +131,7 @@ NOINLINE SHORT_SUMS short_pass(
     const MASK is_new = scratch->is_new;
     const VECTOR one = broadcast(1), m_of_rows = group->max;
     REAL max[LANES], *e = scratch->e;
-    VECTOR parts[FEW], maxima[FEW], few_sums[LANES / FEW], few_maxima[LANES / FEW];
+    VECTOR parts[FEW], maxima[FEW], few_sums[LANES / FEW] = {0}, few_maxima[LANES / FEW] = {0}; /* {0}: for GCC -Os */
     INTEGER ones[LANES];
     store(max, m_of_rows);
     for (int lane = 0; lane < LANES; lane++, e += scratch->padded) {

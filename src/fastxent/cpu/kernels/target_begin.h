@@ -15,5 +15,9 @@ FASTXENT_TARGET(TARGET_CLANG)
 #define FASTXENT_TARGET(features) FASTXENT_PRAGMA(GCC target(features))
 #pragma GCC push_options
 FASTXENT_TARGET(TARGET_GCC)
+#if VECTOR_BYTES == 16
+/* Few x86 processors still come without AVX2: 19 kB of the wheel are worth more than a tenth of their speed. */
+#pragma GCC optimize("Os")
+#endif
 #endif
 #endif
