@@ -124,14 +124,14 @@ RARE SHORT_SUMS short_exponentials_any(const SHORT_ROWS *scratch, const SHORT_GR
 /* One loop over the rows of three groups: the exponentials and sums of `group`, the maxima of `next`, and what is
  * leaving. Meanwhile the rows after these are fetched, and the lines of `grad` that this group's gradient will be
  * written to (NULL: none), and what is pending goes out. */
-NOINLINE SHORT_SUMS short_pass(
+OFTEN NOINLINE SHORT_SUMS short_pass(
     SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_GROUP *next, const REAL *grad, ptrdiff_t grad_step)
 {
     const int64_t last = scratch->last;
     const MASK is_new = scratch->is_new;
     const VECTOR one = broadcast(1), m_of_rows = group->max;
     REAL max[LANES], *e = scratch->e;
-    VECTOR parts[FEW], maxima[FEW], few_sums[LANES / FEW] = {0}, few_maxima[LANES / FEW] = {0}; /* {0}: for GCC -Os */
+    VECTOR parts[FEW], maxima[FEW], few_sums[LANES / FEW], few_maxima[LANES / FEW];
     INTEGER ones[LANES];
     store(max, m_of_rows);
     for (int lane = 0; lane < LANES; lane++, e += scratch->padded) {
@@ -185,7 +185,7 @@ RARE void put_short_hessians(const BLOCK *block, const SHORT_ROWS *scratch, int6
 }
 
 /* From the sums of a group to its losses, and to what its gradient is made of. */
-static void finish_short_group(
+OFTEN static void finish_short_group(
     BLOCK *block, SHORT_ROWS *scratch, const SHORT_GROUP *group, SHORT_SUMS sums, int64_t row)
 {
     const fx_job *job = block->job;
@@ -236,7 +236,7 @@ INLINE void send_stage(const BLOCK *block, SHORT_ROWS *scratch, int64_t row, int
     scratch->stage = scratch->other_stage, scratch->other_stage = sent;
 }
 
-static void compute_short_rows(BLOCK *block, REAL *memory)
+OFTEN static void compute_short_rows(BLOCK *block, REAL *memory)
 {
     const int stream = block->job->stream;
     SHORT_ROWS scratch;

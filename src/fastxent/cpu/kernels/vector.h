@@ -44,6 +44,7 @@ typedef uint64_t WORD;
 #define INLINE static __forceinline
 #define NOINLINE static __declspec(noinline)
 #define RARE NOINLINE
+#define OFTEN
 #define RESTRICT __restrict
 #define UNLIKELY(condition) (condition)
 #define IS_CONSTANT(value) 0
@@ -54,6 +55,11 @@ typedef uint64_t WORD;
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))   /* where copies would only make the extension larger */
 #define RARE static __attribute__((noinline, cold)) /* small rather than fast */
+#if VECTOR_BYTES == 16 && !defined(__clang__)
+#define OFTEN __attribute__((optimize("O2"))) /* fast rather than small even in the level that is compiled for size */
+#else
+#define OFTEN
+#endif
 #define RESTRICT __restrict__
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define IS_CONSTANT(value) __builtin_constant_p(value)
