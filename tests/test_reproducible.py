@@ -97,13 +97,16 @@ def test_rows_in_pieces_have_the_bits_of_rows_at_once(dtype, name, loss, target_
             assert_same_bits(both, [taken(a, axis, rows) for a in whole[:2]])
 
 
+def binary_case(dtype, n):
+    rng = np.random.default_rng(1)
+    return random_logits(rng, (n,), dtype, 5.0), rng.random(n) < 0.5
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("loss", BINARY_LOSSES)
 def test_elements_in_pieces_have_the_bits_of_elements_at_once(dtype, loss):
-    rng = np.random.default_rng(1)
-    logits = random_logits(rng, (70_001,), dtype, 5.0)
-    target = rng.random(70_001) < 0.5
     kind, options = BINARY_LOSSES[loss]
+    logits, target = binary_case(dtype, 70_001)
     evaluated = kind(reduction="none", **options)
     whole = evaluated.value_grad_hess(logits, target)
     for size in (32_768, 4_096, 1_000, 333):
@@ -129,10 +132,8 @@ def test_activations_in_pieces_have_the_bits_of_those_at_once(dtype, name):
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("loss", BINARY_LOSSES)
 def test_binary_losses_have_the_same_bits_for_any_number_of_threads(dtype, loss):
-    rng = np.random.default_rng(2)
-    logits = random_logits(rng, (600_001,), dtype, 5.0)
-    target = rng.random(600_001) < 0.5
     kind, options = BINARY_LOSSES[loss]
+    logits, target = binary_case(dtype, 600_001)
     results = {}
     for n in (1, 2, 3, 4, 7):
         fx.set_num_threads(n)

@@ -69,48 +69,33 @@ RARE void read_distant_halves(int type, const uint16_t *p, ptrdiff_t stride, int
 
 #if REAL_BITS == 32
 
-/* float16 by instruction, as many whole vectors as there are; returns how many values that was. */
-#if REAL_BITS == 32 && VECTOR_BYTES == 64
-INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
-{
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i))));
-    return i;
-}
-INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
-{
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        _mm256_storeu_si256((__m256i *)(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(p + i), _MM_FROUND_TO_NEAREST_INT));
-    return i;
-}
-#elif REAL_BITS == 32 && VECTOR_BYTES == 32 && defined(__F16C__)
-INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
-{
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i))));
-    return i;
-}
-INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
-{
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(p + i), _MM_FROUND_TO_NEAREST_INT));
-    return i;
-}
+#if VECTOR_BYTES == 64
+#define FLOAT16_VECTORS 1
+#define load_float16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define store_float16(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#elif VECTOR_BYTES == 32 && defined(__F16C__)
+#define FLOAT16_VECTORS 1
+#define load_float16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define store_float16(p, v) _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #else
+#define FLOAT16_VECTORS 0
+#define load_float16(p) broadcast(0)
+#define store_float16(p, v) ((void)(p), (void)(v))
+#endif
+
+/* float16 by instruction, as many whole vectors as there are; returns how many values that was. */
 INLINE int64_t read_float16_vectors(const uint16_t *p, int64_t n, REAL *out)
 {
-    (void)p, (void)n, (void)out;
-    return 0;
+    int64_t i = 0;
+    for (; FLOAT16_VECTORS && i + LANES <= n; i += LANES) store(out + i, (VECTOR)load_float16(p + i));
+    return i;
 }
 INLINE int64_t write_float16_vectors(const REAL *p, int64_t n, uint16_t *out)
 {
-    (void)p, (void)n, (void)out;
-    return 0;
+    int64_t i = 0;
+    for (; FLOAT16_VECTORS && i + LANES <= n; i += LANES) store_float16(out + i, load(p + i));
+    return i;
 }
-#endif
 
 NOINLINE void read_halves(int type, const uint16_t *RESTRICT p, ptrdiff_t stride, int64_t n, REAL *RESTRICT out)
 {
