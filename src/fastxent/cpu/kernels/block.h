@@ -202,19 +202,23 @@ static void prepare_weights(BLOCK *block)
     scales_of(block->scale, weight, rows, job->divisor);
 }
 
+/* The first bit is set if a label is below 0 or beyond the last class: not all levels compare unsigned words. */
+INLINE uint64_t out_of_range(int64_t label, int64_t n_classes)
+{ return (uint64_t)label | ((uint64_t)(n_classes - 1) - (uint64_t)label); }
+
 static void prepare(BLOCK *block)
 {
     const fx_job *job = block->job;
     const int64_t rows = block->rows, padded = padded_rows(rows);
-    int64_t out_of_range = 0;
+    uint64_t suspects = 0;
     if (has_labels(job)) {
         read_labels(block, 0, rows, block->label);
-        for (int64_t i = 0; i < rows; i++) out_of_range |= (uint64_t)block->label[i] >= (uint64_t)job->n_classes;
+        for (int64_t i = 0; i < rows; i++) suspects |= out_of_range(block->label[i], job->n_classes);
     } else
         for (int64_t i = 0; i < rows; i++) block->label[i] = 0;
     for (int64_t i = rows; i < padded; i++) block->label[i] = 0, block->scale[i] = 0;
     block->all_weigh_one =
-        !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !out_of_range && !is_soft(job);
+        !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !(suspects >> 63) && !is_soft(job);
     if (block->all_weigh_one)
         for (int64_t i = 0; i < rows; i++) block->scale[i] = (REAL)(1 / job->divisor);
     else prepare_weights(block);
@@ -242,16 +246,15 @@ static double sum_of_rows(const double *value, int64_t rows)
     for (int64_t i = 0; i < rows;) {
         const int64_t end = at_most(i + SUM_STEP, rows);
         DOUBLES wide[VECTORS] = {0};
-        double sums[ROW_SUMS];
+        double sums[2 * ROW_SUMS];
         for (; i + ROW_SUMS <= end; i += ROW_SUMS) {
 #pragma GCC unroll 16
             for (int k = 0; k < VECTORS; k++) wide[k] += load_doubles(value + i + k * DOUBLE_LANES);
         }
-        memcpy(sums, wide, sizeof sums);
+        memcpy(sums, wide, sizeof wide);
         for (int k = 0; i < end; i++, k++) sums[k] += value[i];
-        for (int half = ROW_SUMS / 2; half; half /= 2)
-            for (int k = 0; k < half; k++) sums[k] += sums[k + half];
-        total += sums[0];
+        for (int k = 0; k < ROW_SUMS - 1; k++) sums[ROW_SUMS + k] = sums[2 * k] + sums[2 * k + 1]; /* pairwise */
+        total += sums[2 * ROW_SUMS - 2];
     }
     return total;
 }
@@ -302,36 +305,43 @@ static double finish(BLOCK *block)
 
 /* ---- survey ---- */
 
+/* Of up to SUM_STEP rows. */
+RARE double sum_of_weights(const BLOCK *block, int64_t first, const int64_t *label, int64_t rows)
+{
+    const fx_job *job = block->job;
+    double weight[SUM_STEP];
+    for (int64_t i = 0; i < rows; i++)
+        weight[i] = job->has_ignore_index && label[i] == job->ignore_index
+            ? 0
+            : (double)class_weight(job, label[i]) * sample_weight(block, first + i);
+    return sum_of_rows(weight, rows);
+}
+
 static double survey_labels(const BLOCK *block, int *flaws)
 {
     const fx_job *job = block->job;
-    const uint64_t n_classes = (uint64_t)job->n_classes;
+    const int64_t n_classes = job->n_classes;
     int64_t label[SUM_STEP];
-    double weight[SUM_STEP], weight_sum = 0;
+    double weight_sum = 0;
     for (int64_t first = 0; first < block->rows; first += SUM_STEP) {
         const int64_t rows = at_most(block->rows - first, SUM_STEP);
         read_labels(block, first, rows, label);
-        int64_t bad = 0, ignored = 0;
+        int64_t ignored = 0;
+        uint64_t suspects = 0;
         if (job->has_ignore_index)
             for (int64_t i = 0; i < rows; i++) {
                 const int64_t skip = label[i] == job->ignore_index;
                 ignored += skip;
-                bad |= !skip & ((uint64_t)label[i] >= n_classes);
+                suspects |= out_of_range(label[i], n_classes) & (uint64_t)(skip - 1);
             }
         else
-            for (int64_t i = 0; i < rows; i++) bad |= (uint64_t)label[i] >= n_classes;
-        if (bad) {
+            for (int64_t i = 0; i < rows; i++) suspects |= out_of_range(label[i], n_classes);
+        if (suspects >> 63) {
             *flaws |= FX_BAD_TARGET;
             return 0;
         }
         if (!job->class_weight && !job->sample_weight.data) weight_sum += (double)(rows - ignored);
-        else {
-            for (int64_t i = 0; i < rows; i++)
-                weight[i] = job->has_ignore_index && label[i] == job->ignore_index
-                    ? 0
-                    : (double)class_weight(job, label[i]) * sample_weight(block, first + i);
-            weight_sum += sum_of_rows(weight, rows);
-        }
+        else weight_sum += sum_of_weights(block, first, label, rows);
     }
     return weight_sum;
 }
