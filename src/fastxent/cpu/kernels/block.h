@@ -206,17 +206,20 @@ static void prepare_weights(BLOCK *block)
 INLINE uint64_t out_of_range(int64_t label, int64_t n_classes)
 { return (uint64_t)label | ((uint64_t)(n_classes - 1) - (uint64_t)label); }
 
+/* So many rows that no level's vectors of labels leave any over. */
+INLINE int64_t whole_vectors(int64_t rows) { return (rows + 7) & -8; }
+
 static void prepare(BLOCK *block)
 {
     const fx_job *job = block->job;
     const int64_t rows = block->rows, padded = padded_rows(rows);
     uint64_t suspects = 0;
+    for (int64_t i = rows; i < padded; i++) block->label[i] = 0, block->scale[i] = 0;
     if (has_labels(job)) {
         read_labels(block, 0, rows, block->label);
-        for (int64_t i = 0; i < rows; i++) suspects |= out_of_range(block->label[i], job->n_classes);
+        for (int64_t i = 0; i < whole_vectors(rows); i++) suspects |= out_of_range(block->label[i], job->n_classes);
     } else
         for (int64_t i = 0; i < rows; i++) block->label[i] = 0;
-    for (int64_t i = rows; i < padded; i++) block->label[i] = 0, block->scale[i] = 0;
     block->all_weigh_one =
         !job->class_weight && !job->sample_weight.data && !job->has_ignore_index && !(suspects >> 63) && !is_soft(job);
     if (block->all_weigh_one)
@@ -324,18 +327,20 @@ static double survey_labels(const BLOCK *block, int *flaws)
     int64_t label[SUM_STEP];
     double weight_sum = 0;
     for (int64_t first = 0; first < block->rows; first += SUM_STEP) {
-        const int64_t rows = at_most(block->rows - first, SUM_STEP);
+        const int64_t rows = at_most(block->rows - first, SUM_STEP), whole = whole_vectors(rows);
+        memset(label + whole - 8, 0, 8 * sizeof *label);
         read_labels(block, first, rows, label);
-        int64_t ignored = 0;
+        int64_t ignored =
+            job->has_ignore_index && job->ignore_index == 0 ? rows - whole : 0; /* what is counted past the end */
         uint64_t suspects = 0;
         if (job->has_ignore_index)
-            for (int64_t i = 0; i < rows; i++) {
+            for (int64_t i = 0; i < whole; i++) {
                 const int64_t skip = label[i] == job->ignore_index;
                 ignored += skip;
                 suspects |= out_of_range(label[i], n_classes) & (uint64_t)(skip - 1);
             }
         else
-            for (int64_t i = 0; i < rows; i++) suspects |= out_of_range(label[i], n_classes);
+            for (int64_t i = 0; i < whole; i++) suspects |= out_of_range(label[i], n_classes);
         if (suspects >> 63) {
             *flaws |= FX_BAD_TARGET;
             return 0;
