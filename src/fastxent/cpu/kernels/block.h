@@ -309,7 +309,7 @@ static double finish(BLOCK *block)
 /* ---- survey ---- */
 
 /* Of up to SUM_STEP rows. */
-RARE double sum_of_weights(const BLOCK *block, int64_t first, const int64_t *label, int64_t rows)
+NOINLINE double sum_of_weights(const BLOCK *block, int64_t first, const int64_t *label, int64_t rows)
 {
     const fx_job *job = block->job;
     double weight[SUM_STEP];
