@@ -289,7 +289,7 @@ def test_balanced_weights_of_many_equal_rows_are_exact():
 
 # The product of a small probability and a small mass was 0 before the weight of the row could make it an ordinary number.
 @pytest.mark.parametrize("n_classes", [2, 3, 40, 300, 3000])
-@pytest.mark.parametrize("options", [{}, {"class_weight": "array"}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"class_weight": "array"}], ids=str)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_small_masses_survive_large_weights(isa, dtype, n_classes, options, axis):
     tiny = float(np.finfo(dtype).tiny)
@@ -299,7 +299,8 @@ def test_small_masses_survive_large_weights(isa, dtype, n_classes, options, axis
     options |= {"axis": axis, "reduction": "sum"}
     logits = np.zeros((4, n_classes), dtype)
     logits[:, 1:] = np.log(tiny) * np.linspace(0.6, 0.9, n_classes - 1)
-    target = np.full(logits.shape, tiny**0.5, dtype)
+    target = np.zeros(logits.shape, dtype)
+    target[:, 0] = tiny**0.5  # the gradients of the others are nothing but p W
     weight = np.array([1, tiny**-0.25, tiny**-0.5, tiny**-0.75])
     if axis == 0:
         logits, target = np.ascontiguousarray(logits.T), np.ascontiguousarray(target.T)

@@ -7,9 +7,9 @@
  * b) Rows of weight 0 (ignored, weight 0, no target mass) go through the arithmetic like all others and are set to 0
  *    afterwards: that costs nothing where there are none, and their NaN cannot spread.
  * c) Losses are kept per row in double and summed in double in the order of the rows.
- * d) The sums of all targets, or weights, are part of every result of the mean. Added one by one, equal terms err in the
- *    same direction all the way: 14 eps on average after 256 of them, which in float64 is more than the formulas lose. So
- *    no more than 16 terms meet in a row; longer sums are in several parts, or compensated.
+ * d) The sums of all targets, or weights, are part of every result of the mean. Added one by one, equal terms err in
+ *    the same direction all the way: 14 eps on average after 256 of them, which in float64 is more than the formulas
+ *    lose. So no more than 16 terms meet in a row; longer sums are in several parts, or compensated.
  */
 #ifndef FASTXENT_BLOCK_H
 #define FASTXENT_BLOCK_H
