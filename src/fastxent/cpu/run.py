@@ -183,7 +183,8 @@ def sum_of_rows(rows: Array) -> npt.NDArray[np.float64]:
             part = rows[first : first + step]
             sums[: len(part)] += part
         rows = sums
-    return rows.sum(axis=0, dtype=np.float64)
+    total: npt.NDArray[np.float64] = rows.sum(axis=0, dtype=np.float64)
+    return total
 
 
 def balanced(counts: Array) -> npt.NDArray[np.float64]:
