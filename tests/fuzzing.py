@@ -37,8 +37,6 @@ LARGE = (255, 256, 257, 511, 513, 1000, 1023, 1024, 1025, 2047, 2048, 2049, 3000
 TYPICAL_SIZE, LARGE_SIZE = 1500, 9100
 # Enough for two threads: engine.GRAIN each.
 PARALLEL_SIZE = 140_000
-# Eps for each class whose mass is added: measured, an eighth of what a sum of equal terms may lose in two lanes.
-MASSES = 1 / 16
 PATTERN = 0xFF
 MARGIN = 192
 _STREAM_BYTES = ctypes.c_int64.from_address(engine.kernel_addresses()[1])
@@ -461,14 +459,6 @@ def expected_of(call: Call) -> list[tuple[str, np.ndarray, np.ndarray]]:
         target = target.astype(np.float32)
     e = compute(call.options, logits, target, call.copy_of("weight"))
     results = [("value", e.value, e.value_bound), ("grad", e.grad, e.grad_bound), ("hess", e.hess, e.hess_bound)]
-    # What is subnormal on its way is multiplied by the weights, up to the number of classes where they are balanced.
-    lost = subnormal_slack(logits.dtype) * (1 + (case.shape[case.axis] if case.is_softmax else 0))
-    tiny = np.finfo(logits.dtype).tiny
-    results[1:] = [(what, d, bound + np.where(np.abs(d) < tiny, lost, 0)) for what, d, bound in results[1:]]
-    if case.is_softmax and logits.dtype == np.float64 and (case.is_soft or call.options.get("label_smoothing")):
-        # Masses of float64 are summed in float64; equal ones err in the same direction all the way.
-        more = MASSES * case.shape[case.axis] * eps(logits.dtype)
-        results = [(what, a, bound + more * np.abs(a)) for what, a, bound in results]
     return results[: case.n_derivatives + 1]
 
 

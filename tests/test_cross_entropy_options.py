@@ -197,7 +197,8 @@ def test_ignored_rows_are_as_if_deleted(dtype, ignore_index, reduction, n_classe
     kept_value, kept_grad, kept_hess = results_of(options, logits[kept], target[kept])
     close = {"rtol": REORDERED * eps(dtype)}
     np.testing.assert_allclose(value[kept] if reduction == "none" else value, kept_value, **close)
-    np.testing.assert_allclose(grad[kept], kept_grad, **close)
+    # With smoothing, p W and u may nearly cancel; the divisor, a sum in another order, is as exact as they are.
+    np.testing.assert_allclose(grad[kept], kept_grad, **close, atol=close["rtol"] * np.abs(kept_grad).max())
     np.testing.assert_allclose(hess[kept], kept_hess, **close)
     assert np.all(grad[~kept] == 0)
     assert np.all(hess[~kept] == 0)

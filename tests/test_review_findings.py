@@ -247,3 +247,106 @@ def test_a_full_block_of_neighbouring_probabilities(isa, dtype):
         value, grad = fx.CrossEntropy().value_and_grad(np.asfortranarray(logits), np.asfortranarray(target))
         assert value == pytest.approx(expected[0], rel=1e-5)
         np.testing.assert_allclose(grad, expected[1], rtol=1e-4, atol=1e-9)
+
+
+# Terms that are equal err in the same direction all the way: one after the other, a million of them lost 170 eps.
+@pytest.mark.parametrize("n_rows", [316, 1000, 100_003])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sums_of_equal_rows_are_exact(isa, n_rows, axis):
+    eps = np.finfo(np.float64).eps
+    row, soft = np.array([[0.3, -0.1, 0.2]]), np.array([[0.7, 0.1, 0.3]])
+    logits, probabilities = np.repeat(row, n_rows, axis=0), np.repeat(soft, n_rows, axis=0)
+    target, weight = np.zeros(n_rows, int), np.full(n_rows, 0.7)
+    if axis == 0:
+        logits, probabilities = np.asfortranarray(logits).T, np.asfortranarray(probabilities).T
+    for options in ({}, {"class_weight": [0.7, 0.1, 0.1]}, {"label_smoothing": 0.1}):
+        one, many = (fx.CrossEntropy(axis=a, **options) for a in (1, axis))
+        for labels, label, weights in (
+            (target, [0], weight),
+            (probabilities, soft, None),
+            (probabilities, soft, weight),
+        ):
+            expected = one(row, label, None if weights is None else weights[:1])
+            assert abs(many(logits, labels, weights) / expected - 1) <= 6 * eps, (options, weights is None)
+    total = fx.CrossEntropy(reduction="sum", axis=axis)(logits, target)
+    assert abs(total / (n_rows * fx.CrossEntropy()(row, [0])) - 1) <= 6 * eps
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 3000])
+def test_sums_of_equal_classes_are_exact(isa, n_classes):
+    logits, target = np.zeros((2, n_classes)), np.full((2, n_classes), 0.7)
+    for loss in (fx.CrossEntropy(), fx.CrossEntropy(axis=0)):
+        z, t = (logits, target) if loss.axis else (logits.T.copy(), target.T.copy())
+        assert abs(loss(z, t) / np.log(n_classes) - 1) <= 6 * np.finfo(np.float64).eps
+
+
+def test_balanced_weights_of_many_equal_rows_are_exact():
+    for n_rows in (1, 7, 8, 9, 4097, 100_001):
+        weights = fx.balanced_class_weight(np.tile([0.1, 0.7, 0.3], (n_rows, 1)), 3)
+        expected = 1.1 / 3 / np.array([0.1, 0.7, 0.3])
+        np.testing.assert_allclose(weights, expected, rtol=4 * np.finfo(np.float64).eps)
+
+
+# The product of a small probability and a small mass was 0 before the weight of the row could make it an ordinary number.
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 300, 3000])
+@pytest.mark.parametrize("options", [{}, {"class_weight": "array"}], ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_small_masses_survive_large_weights(isa, dtype, n_classes, options, axis):
+    tiny = float(np.finfo(dtype).tiny)
+    options = dict(options)
+    if "class_weight" in options:
+        options["class_weight"] = np.full(n_classes, tiny**0.25)
+    options |= {"axis": axis, "reduction": "sum"}
+    logits = np.zeros((4, n_classes), dtype)
+    logits[:, 1:] = np.log(tiny) * np.linspace(0.6, 0.9, n_classes - 1)
+    target = np.zeros(logits.shape, dtype)
+    target[:, 0] = tiny**0.5  # the gradients of the others are nothing but p W
+    weight = np.array([1, tiny**-0.25, tiny**-0.5, tiny**-0.75])
+    if axis == 0:
+        logits, target = np.ascontiguousarray(logits.T), np.ascontiguousarray(target.T)
+    expected = oracle.cross_entropy(options, logits, target, weight)
+    _, grad = fx.CrossEntropy(**options).value_and_grad(logits, target, weight)
+    assert_within(grad, expected.grad, expected.grad_bound, "gradient")
+
+
+# 0 times a negative Hessian is -0.0.
+@pytest.mark.parametrize("n_classes", [2, 3, 12, 40, 700, 2500])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_focal_rows_of_weight_0_have_no_sign(isa, dtype, n_classes, axis):
+    rng = np.random.default_rng(n_classes)
+    logits = rng.normal(size=(100, n_classes)).astype(dtype) * 3
+    weight, target = np.arange(100) % 2, rng.integers(n_classes, size=100)
+    ignored = fx.FocalLoss(gamma=3, axis=axis, ignore_index=-1)
+    z = logits if axis else np.asfortranarray(logits.T)
+    for labels, weights in ((target, weight), (np.where(weight == 0, -1, target), None)):
+        for derivative in ignored.value_grad_hess(z, labels, weights)[1:]:
+            of_weight_0 = derivative.T[:, weight == 0] if axis else derivative[:, weight == 0]
+            assert not of_weight_0.any()
+            assert not np.signbit(of_weight_0).any()
+
+
+# Kernels are chosen by the layout of the arrays; a Hessian laid out otherwise must not choose another for the gradient.
+@pytest.mark.parametrize("shape", [(60, 3), (60, 12), (60, 40), (20, 700), (10, 2500)])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("loss", [fx.CrossEntropy, fx.FocalLoss])
+def test_the_layout_of_the_hessian_does_not_change_the_gradient(isa, dtype, shape, axis, loss):
+    rng = np.random.default_rng(shape[1])
+    logits = rng.normal(size=shape).astype(dtype) * 3
+    target = rng.integers(shape[axis], size=shape[1 - axis])
+    for order in "CF":
+        value, grad = loss(axis=axis).value_and_grad(logits, target, None, np.empty(shape, dtype, order))
+        hessians = []
+        for out in (
+            np.empty(shape, dtype),
+            np.empty(shape, dtype, "F"),
+            np.empty((shape[0], 2 * shape[1]), dtype)[:, ::2],
+            np.empty(shape, dtype)[:, ::-1],
+            np.empty((2 * shape[0], shape[1]), dtype)[::2],
+        ):
+            results = loss(axis=axis).value_grad_hess(logits, target, None, np.empty(shape, dtype, order), out)
+            assert results[0] == value
+            np.testing.assert_array_equal(results[1], grad)
+            assert results[2] is out
+            hessians.append(out)
+        for out in hessians[1:]:
+            np.testing.assert_array_equal(out, hessians[0])

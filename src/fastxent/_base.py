@@ -225,6 +225,9 @@ class Outputs:
             self.results.append(out)
         # Where the engine cannot write (byte order, alignment), it writes beside.
         self._written = [r if r.dtype.isnative and r.flags.aligned else np.empty_like(scores) for r in self.results]
+        # Kernels are chosen by the layout of all arrays; that of the Hessian must not change a bit of the gradient.
+        if n_derivatives == 2 and _lies_otherwise(self._written[1], self._written[0]):
+            self._written[1] = np.empty_like(self._written[0], subok=False)
         self.grad, self.hess = (*self._written, None, None)[:2]
 
     def with_value(self, value: Any) -> tuple[Any, Array | None, Array | None]:
@@ -234,6 +237,12 @@ class Outputs:
                 result[...] = written
         grad, hess = (*self.results, None, None)[:2]
         return value, grad, hess
+
+
+def _lies_otherwise(hess: Array, grad: Array) -> bool:
+    """Whether the Hessian has gaps along an axis along which the gradient has none."""
+    step = grad.itemsize
+    return any(n > 1 and a == step != b for n, a, b in zip(grad.shape, grad.strides, hess.strides, strict=True))
 
 
 class SoftmaxLoss(Loss):

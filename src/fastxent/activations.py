@@ -328,7 +328,7 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
     if floating and labels.shape[-1:] == (k,):
         if not (np.isfinite(labels) & (labels >= 0)).all():
             _check.explain_target(labels, k, None, labels.dtype)
-        return run.balanced(labels.reshape(-1, k).sum(axis=0, dtype=np.float64))
+        return run.balanced(run.sum_of_rows(labels.reshape(-1, k)))
     if labels.size == 0:
         return np.zeros(k)
     if labels.dtype.kind not in "bui":

@@ -15,6 +15,9 @@ from fastxent.cpu.rows import element_views, row_views
 
 Array = npt.NDArray[Any]
 
+# Small for accuracy (their sum is wrong by less than 2 eps), large for memory: the first sums take an eighth of the rows'.
+_ROWS_PER_SUM = 8
+
 
 def evaluate(
     jobs: list[Job],
@@ -169,6 +172,19 @@ def logsumexp(x: Array, *, axis: int, out: Array) -> None:
             Job("logsumexp", z, loss=result).compute(1.0)
     else:
         out[...] = -np.inf
+
+
+def sum_of_rows(rows: Array) -> npt.NDArray[np.float64]:
+    """Return the column sums, a few rows at a time: NumPy's own sum adds one after the other, and loses log(n) digits."""
+    while len(rows) > 1:
+        step = -(-len(rows) // _ROWS_PER_SUM)
+        sums = rows[:step].astype(np.float64)
+        for first in range(step, len(rows), step):
+            part = rows[first : first + step]
+            sums[: len(part)] += part
+        rows = sums
+    total: npt.NDArray[np.float64] = rows.sum(axis=0, dtype=np.float64)
+    return total
 
 
 def balanced(counts: Array) -> npt.NDArray[np.float64]:

@@ -162,11 +162,26 @@ INLINE VECTOR target_mass(VECTOR z, VECTOR t, VECTOR weight, VECTOR one_minus_ep
 INLINE VECTOR mass_value(VECTOR u, VECTOR z, VECTOR m)
 { return choose(equal(u, broadcast(0)), broadcast(0), -u * shift(z, m)); }
 
-/* The gradient of a class with target mass u, all others having other_mass. */
-INLINE VECTOR weighed_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, VECTOR other_mass, VECTOR scaled_inverse)
-{ return (e * other_mass - u * complement(row, e)) * scaled_inverse; }
-INLINE VECTOR mass_gradient(const SOFTMAX *row, VECTOR e, VECTOR u, PAIR mass, VECTOR scaled_inverse)
-{ return weighed_gradient(row, e, u, (mass.high - u) + mass.low, scaled_inverse); }
+/* A row whose exponentials are multiplied by `one` before they meet the masses, and by `rest` afterwards: of a small
+ * probability and a small mass the product may be subnormal, or 0, where a large scale would have made it an ordinary
+ * number. Sums times half of scale / sum cannot overflow. */
+typedef struct {
+    VECTOR one, others, sum, rest;
+} SCALED;
+
+INLINE SCALED scaled_row(const SOFTMAX *row, VECTOR scaled_inverse)
+{
+    const MASK is_large = less(broadcast(2), scaled_inverse); /* a NaN is not */
+    const VECTOR one = choose(is_large, (REAL)0.5 * scaled_inverse, broadcast(1));
+    const SCALED scaled = {one, row->others * one, row->sum * one, choose(is_large, broadcast(2), scaled_inverse)};
+    return scaled;
+}
+
+/* The gradient of a class with target mass u, all others having other_mass; e is its exponential times `one`. */
+INLINE VECTOR weighed_gradient(const SCALED *row, VECTOR e, VECTOR u, VECTOR other_mass)
+{ return (e * other_mass - u * choose(equal(e, row->one), row->others, row->sum - e)) * row->rest; }
+INLINE VECTOR mass_gradient(const SCALED *row, VECTOR e, VECTOR u, PAIR mass)
+{ return weighed_gradient(row, e, u, (mass.high - u) + mass.low); }
 
 /* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */
 INLINE VECTOR hessian(const SOFTMAX *row, VECTOR e, VECTOR scaled_inverse)

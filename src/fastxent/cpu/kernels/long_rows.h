@@ -338,9 +338,10 @@ INLINE int long_row_smoothed(LONG_GROUP *group)
     group->block->value[group->row] = value;
     if (!group->block->job->grad.data) return 1;
     const VECTOR scaled_inverse = group->scale * softmax->inverse, e = exponential(broadcast(z), softmax->max);
+    const SCALED scaled = scaled_row(softmax, scaled_inverse);
     put_long_products(group, (REAL)(mass + others) * first_lane(scaled_inverse), -uniform * group->scale,
         smoothing->weight, NULL,
-        first_lane(weighed_gradient(softmax, e, broadcast((REAL)mass), broadcast((REAL)others), scaled_inverse)), 0);
+        first_lane(weighed_gradient(&scaled, e * scaled.one, broadcast((REAL)mass), broadcast((REAL)others))), 0);
     return 1;
 }
 

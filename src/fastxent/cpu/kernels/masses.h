@@ -307,14 +307,14 @@ INLINE VECTOR focal_hessian_of_target(const SOFTMAX *row, VECTOR e, const FOCAL 
 NOINLINE void put_soft_row(REAL *grad, const REAL *e, REAL rescale, const REAL *mass, int64_t n, const SOFTMAX *row,
     PAIR total_mass, REAL scale)
 {
-    const VECTOR factor = scale * row->inverse, r = broadcast(rescale);
-    const SOFTMAX softmax = *row;
+    const SCALED scaled = scaled_row(row, scale * row->inverse);
+    const VECTOR r = rescale * scaled.one;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        store(grad + i, mass_gradient(&softmax, load(e + i) * r, load(mass + i), total_mass, factor));
+        store(grad + i, mass_gradient(&scaled, load(e + i) * r, load(mass + i), total_mass));
     if (i < n)
-        store_up_to(grad + i,
-            mass_gradient(&softmax, load(e + i) * r, load_up_to(mass + i, n - i, 0), total_mass, factor), n - i);
+        store_up_to(
+            grad + i, mass_gradient(&scaled, load(e + i) * r, load_up_to(mass + i, n - i, 0), total_mass), n - i);
 }
 
 /* `curvature` is given for the focal loss; its total is total_curvature. */

@@ -452,7 +452,8 @@ NOINLINE void smooth_group(const GROUP *group, SMOOTHED_ROWS *smoothed)
     const VECTOR scale = load_up_to(block->scale + row, group->rows, 0), scaled_inverse = scale * softmax->inverse;
     store(smoothed->values, value);
     store(smoothed->factors, mass * scaled_inverse), store(smoothed->uniform, smoothing->uniform * scale);
-    store(smoothed->gradients, weighed_gradient(softmax, target.e, load(masses), load(others), scaled_inverse));
+    const SCALED scaled = scaled_row(softmax, scaled_inverse);
+    store(smoothed->gradients, weighed_gradient(&scaled, target.e * scaled.one, load(masses), load(others)));
     for (int lane = 0; lane < group->rows; lane++)
         if (isfinite(smoothed->values[lane]) || block->weight[row + lane] == 0) smoothed->done |= 1u << lane;
 }

@@ -516,6 +516,7 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
     if (!job->grad.data) return;
     const VECTOR scale = load(block->scale + row), scaled_inverse = scale * softmax.inverse;
     const VECTOR scaled_mass = scaled_inverse * total(total_mass);
+    const SCALED scaled = scaled_row(&softmax, scaled_inverse);
     PAIR total_curvature = zero_pair();
     if (focal && job->hess.data) total_curvature = compensated_sum_of(tile->curvature, n_classes);
     for (int64_t c = 0; c < n_classes; c++) {
@@ -526,7 +527,7 @@ NOINLINE void tile_soft(BLOCK *block, const TILE *tile, int64_t row, int rows, i
                         * focal_hessian(&softmax, e, load(mass + c * LANES), load(tile->curvature + c * LANES),
                             total_mass, total_curvature)
                       : hessian(&softmax, e, scaled_mass));
-        store(z + c * LANES, mass_gradient(&softmax, e, load(mass + c * LANES), total_mass, scaled_inverse));
+        store(z + c * LANES, mass_gradient(&scaled, e * scaled.one, load(mass + c * LANES), total_mass));
     }
     put_tile(&tile->grad_out, z, row, rows, n_classes);
     if (job->hess.data) put_tile(&tile->hess_out, tile->hess, row, rows, n_classes);
