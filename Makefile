@@ -30,7 +30,7 @@ test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 PARALLEL_QUICK := $(patsubst %,tests/test_%.py,activations binary_errors binary_layouts binary_outputs cross_entropy_outputs \
 	errors everyday focal_layouts focal_outputs loss_objects sigmoid threads)
 PARALLEL_TESTS := $(PARALLEL_QUICK) $(patsubst %,tests/test_%.py,binary_options binary_values config cross_entropy_layouts \
-	cross_entropy_values engine focal_values half streamed_rows)
+	cross_entropy_values engine focal_values half)
 
 parallel-tests: $(BUILT) $(call GROUP,parallel)  ## most of the tests, each of them in four threads at once (five minutes)
 	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
