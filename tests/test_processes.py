@@ -354,6 +354,7 @@ except {error} as problem:
 # Zeros that nobody has written to take no memory, so inputs may be large.
 INTERRUPT = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have jobs in the background ignore it
 _config.use_level({level!r})
 
 def seconds_to_stop(call, delay):
