@@ -29,8 +29,8 @@ from libc.math cimport INFINITY, isnan
 from libc.stdlib cimport free, malloc
 
 
-# The glue is most of what Cython generates, and small matters more there than fast. No vectors: two fields stored at once
-# with SSE, between kernels that use AVX, cost a small call 0.1 us.
+# The glue is most of what Cython generates, and small matters more there than fast. No vectors: two fields stored at
+# once with SSE, between kernels that use AVX, cost a small call 0.1 us.
 cdef extern from *:
     """
     #if defined(__GNUC__) && !defined(__clang__)
