@@ -26,11 +26,17 @@ test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 	$(BIN)/python -m pytest -m slow
 
-PARALLEL_TESTS := $(patsubst %,tests/test_%.py,activations binary_outputs cross_entropy_outputs errors everyday focal_outputs \
-	loss_objects sigmoid threads)
+# Those that are worth it, and take no more than a minute: not the proofs in 60 digits, nor what draws its own cases.
+PARALLEL_QUICK := $(patsubst %,tests/test_%.py,activations binary_errors binary_layouts binary_outputs cross_entropy_outputs \
+	errors everyday focal_layouts focal_outputs loss_objects sigmoid threads)
+PARALLEL_TESTS := $(PARALLEL_QUICK) $(patsubst %,tests/test_%.py,binary_options binary_values config cross_entropy_layouts \
+	cross_entropy_values engine focal_values half)
 
-parallel-tests: $(BUILT) $(call GROUP,parallel)  ## a part of the tests, each of them in four threads at once
+parallel-tests: $(BUILT) $(call GROUP,parallel)  ## most of the tests, each of them in four threads at once (five minutes)
 	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
+
+parallel-tests-quick: $(BUILT) $(call GROUP,parallel)  ## a part of these (a minute)
+	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_QUICK)
 
 exhaustive: $(BUILT) $(call GROUP,demo)  ## exp and log1p of every level, for every float32 number (a few minutes)
 	$(BIN)/python tools/exhaustive.py

@@ -139,6 +139,7 @@ def test_each_call_has_outputs_of_its_own(dtype, name):
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(_config.config()["OpenMP"] != "yes", reason="built without OpenMP")
 @pytest.mark.parametrize(
     ("name", "options", "kind", "shape"),

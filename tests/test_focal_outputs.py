@@ -110,6 +110,7 @@ def test_one_dimensional_logits_are_one_row(dtype):
 SMOOTH = {"gamma": 3.5, "class_weight": "balanced", "label_smoothing": 0.1, "ignore_index": 1}
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(_config.config()["OpenMP"] != "yes", reason="built without OpenMP")
 @pytest.mark.parametrize(
     ("shape", "axis", "options", "kind"),

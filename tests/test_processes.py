@@ -351,10 +351,10 @@ except {error} as problem:
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
-# Zeros that nobody has written to take no memory, so inputs may be large; outputs are written beforehand, since it is
-# not the library that makes fresh memory slow.
+# Zeros that nobody has written to take no memory, so inputs may be large.
 INTERRUPT = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have jobs in the background ignore it
 _config.use_level({level!r})
 
 def seconds_to_stop(call, delay):
@@ -434,6 +434,34 @@ for name, n_classes in (("few classes", 3), ("rows", 1000), ("long rows", 10**5)
 report("sigmoid", lambda: fx.sigmoid(z, out=out))
 report("log_sigmoid", lambda: fx.log_sigmoid(z, out=out))
 """
+# New outputs: the system finds their memory while the call runs, which takes longer than the call, now more, now less.
+# What was not reached before the interrupt takes no memory.
+FRESH = """
+M = 198 * 10**6
+labels = np.zeros(M // 3, int)
+for name, n_classes in (("few classes", 3), ("short rows", 40), ("rows", 1000), ("long rows", 10**5), ("very long rows", 10**6)):
+    n = M // n_classes
+    z, t = zeros[: n * n_classes].reshape(n, n_classes), labels[:n]
+    report(f"gradient, {name}", lambda: fx.CrossEntropy().value_and_grad(z, t))
+    report(f"focal Hessian, {name}", lambda: fx.FocalLoss(1.5).value_grad_hess(z, t))
+z, t = zeros[:M].reshape(3, -1), labels
+report("gradient, classes first", lambda: fx.CrossEntropy(axis=0).value_and_grad(z, t))
+report("gradient, binary", lambda: fx.BinaryCrossEntropy().value_and_grad(zeros[:M], zeros[:M]))
+report("focal Hessian, binary", lambda: fx.BinaryFocalLoss(1.5).value_grad_hess(zeros[:M], zeros[:M]))
+report("softmax, classes first", lambda: fx.softmax(z, axis=0))
+"""
+# Outputs that were written before.
+TOUCHED = """
+M = 8 * 10**8 // np.dtype(REAL).itemsize
+labels, out = np.zeros(M // 3, int), np.ones(M, REAL)
+for name, n_classes in (("few classes", 3), ("short rows", 40), ("rows", 1000), ("long rows", 10**5), ("very long rows", 10**6)):
+    n = M // n_classes
+    z, grad = (a[: n * n_classes].reshape(n, n_classes) for a in (zeros, out))
+    t = labels[:n]
+    report(f"gradient, {name}", lambda: fx.CrossEntropy().value_and_grad(z, t, None, grad))
+    report(f"focal gradient, {name}", lambda: fx.FocalLoss(1.5).value_and_grad(z, t, None, grad))
+report("binary", lambda: fx.BinaryCrossEntropy().value_and_grad(zeros[:M], zeros[:M], None, out))
+"""
 # Each row of the outputs, or each element of binary losses, is either finished or as it was.
 PARTLY = """
 M, K = 6 * 10**7, 5
@@ -472,6 +500,23 @@ def interrupted(code, **options):
 def test_ctrl_c_stops_every_regime_within_a_fifth_of_a_second(code, threads, dtype):
     lines = interrupted(code, level="baseline", dtype=dtype, threads=threads)
     assert len(lines) == (31 if code is VALUES else 8)
+    assert [line for line in lines if not line.endswith(": stopped: True")] == []
+
+
+@interruptible
+@pytest.mark.parametrize("level", sorted({"baseline", _config.usable_levels()[0]}))
+@pytest.mark.parametrize(("threads", "dtype"), [(2, "float32"), (1, "float64")])
+def test_ctrl_c_stops_calls_with_new_outputs(threads, dtype, level):
+    lines = interrupted(FRESH, level=level, dtype=dtype, threads=threads)
+    assert len(lines) == 14
+    assert [line for line in lines if not line.endswith(": stopped: True")] == []
+
+
+@interruptible
+@pytest.mark.parametrize(("threads", "dtype"), [(1, "float32"), (2, "float64")])
+def test_ctrl_c_stops_gradients_above_baseline(threads, dtype):
+    lines = interrupted(TOUCHED, level=_config.usable_levels()[0], dtype=dtype, threads=threads)
+    assert len(lines) == 11
     assert [line for line in lines if not line.endswith(": stopped: True")] == []
 
 

@@ -93,8 +93,9 @@ def set_num_threads(n: int) -> None:
     n : int
         Positive: that many. Negative, as in joblib: -1 is all threads OpenMP would use (the default:
         ``OMP_NUM_THREADS``, threadpoolctl and joblib are obeyed, CPU affinity and the control group's quota at import
-        where ``OMP_NUM_THREADS`` is unset), -2 all but one, and so on, at least one. Never more than four times the
-        usable CPUs (at least 8) or ``OMP_THREAD_LIMIT``.
+        where ``OMP_NUM_THREADS`` is unset), -2 all but one, and so on, at least one. Never more than
+        ``OMP_THREAD_LIMIT`` or four times the usable CPUs (eight, if that is more), whatever ``n`` and
+        ``OMP_NUM_THREADS`` say.
 
     Raises
     ------
@@ -114,8 +115,8 @@ def set_num_threads(n: int) -> None:
 
     Ctrl-C stops a long call within 0.2 s with ``KeyboardInterrupt``. Its outputs are then partly written: some rows of
     ``grad_out`` and ``hess_out`` hold results, the others what they held before, and logits that were to be overwritten
-    by their gradient are lost. Later calls are not affected. Only a single row of very many classes (10**8 and more)
-    may take longer.
+    by their gradient are partly lost. Later calls are not affected. Only a single row of very many classes (some
+    millions) may take longer.
 
     Examples
     --------

@@ -11,7 +11,10 @@ c) Rows are taken in blocks whose size depends on the shape alone. Each block le
    (formulas.h), so that it is as exact for a million blocks as for one.
 d) The number of threads is decided on each call (DESIGN 3.2). A fixed ``num_threads`` would override the limits of
    threadpoolctl and joblib, so it is always at most ``omp_get_max_threads()`` unless the user asked for more.
-e) Blocks run in slices of bounded work; between slices signals are looked at, so that Ctrl-C works.
+e) Blocks run in slices of bounded time; between slices signals are looked at, so that Ctrl-C works. Time is measured,
+   not foreseen: the same work may take fifteen times longer where its outputs are memory that nobody has touched yet.
+   Threads take the blocks one after another, look at the clock before they take more, and compute what they have taken:
+   what a slice leaves undone is always the end, and the next one goes on there.
 f) Scratch memory is taken once, before the parallel region, which can therefore fail only before anything is
    written.
 g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls that nearly all calls are (whole arrays
@@ -21,17 +24,18 @@ g) Calls on small arrays cost what Python costs. So ``Everyday`` takes the calls
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdlib cimport free, malloc
 
 
-# The glue is most of what Cython generates, and small matters more there than fast.
+# The glue is most of what Cython generates, and small matters more there than fast. No vectors: two fields stored at
+# once with SSE, between kernels that use AVX, cost a small call 0.1 us.
 cdef extern from *:
     """
     #if defined(__GNUC__) && !defined(__clang__)
-    #pragma GCC optimize("Os")
+    #pragma GCC optimize("Os", "no-tree-slp-vectorize")
     #endif
     """
 
@@ -89,6 +93,8 @@ cdef extern from "threads.h" nogil:
     int fx_thread_limit()
     int fx_in_parallel()
     void fx_watch_forks()
+    int64_t fx_milliseconds()
+    ptrdiff_t fx_take(ptrdiff_t *next, ptrdiff_t n)
 
 
 cdef extern from "Python.h":
@@ -108,10 +114,11 @@ ctypedef fused word:
 cdef int64_t GRAIN = 65536
 # Below this the GIL is kept: releasing it costs more than it gives (about 10 microseconds of work).
 cdef int64_t KEEP_GIL_BELOW = 16384
-# Logits of each thread between two looks at signals: at most about 50 milliseconds of work on the slowest level, also
-# where the outputs are memory that is touched for the first time. The powers of focal losses take several times that.
-cdef int64_t SLICE = 1 << 22
-cdef int64_t FOCAL_SLICE = 1 << 20
+# Milliseconds of a slice: Ctrl-C is noticed that soon, or when the block is done that each thread is at.
+cdef int64_t SLICE = 30
+# Logits that a thread computes between two looks at the clock: at most a few milliseconds of work, for focal losses on
+# the slowest level into memory that the machine has to find first.
+cdef int64_t LOOK = 65536
 
 TASKS = {
     "cross_entropy": FX_CROSS_ENTROPY, "focal": FX_FOCAL, "softmax": FX_SOFTMAX, "log_softmax": FX_LOG_SOFTMAX,
@@ -273,85 +280,105 @@ cdef int bind(fx_array *array, object values) except -1:
 
 # ---- the loop ----
 
-cdef int survey_block(const fx_table *table, const fx_job *job, int64_t block, double *partial) noexcept nogil:
+cdef struct Walk:  # over all blocks, which the threads share
+    const fx_table *table
+    const fx_job *job
+    double *partial
+    char *scratch
+    bint survey
+    int n_threads
+    ptrdiff_t next       # block that nobody has taken
+    ptrdiff_t at_once    # blocks to take at a time
+    ptrdiff_t per_look   # blocks between two looks at the clock
+    int64_t begin        # of the slice
+
+
+cdef int walk_alone(Walk *walk, int thread) noexcept nogil:
+    """Take and finish blocks until none is left or the slice is over; return the flaws found."""
+    cdef char *scratch = walk.scratch + <size_t> thread * walk.job.scratch_bytes
+    cdef int64_t block, first, last, passed
+    cdef ptrdiff_t unwatched = 0
     cdef int flaws = 0
-    partial[block] = table.survey(job, block, &flaws)
-    return flaws
-
-
-cdef int survey_blocks(const fx_table *table, const fx_job *job, int64_t first, int64_t last, double *partial,
-                       int n_threads) noexcept nogil:
-    cdef int64_t block
-    cdef int flaws = 0
-    if n_threads == 1:
+    while True:
+        first = walk.next
+        if walk.n_threads > 1:
+            first = fx_take(&walk.next, walk.at_once)
+        else:
+            walk.next += walk.at_once
+        last = min(first + walk.at_once, walk.job.n_blocks)
         for block in range(first, last):
-            flaws |= survey_block(table, job, block, partial)
-        return flaws
-    for block in prange(first, last, num_threads=n_threads, schedule="static"):
-        flaws |= survey_block(table, job, block, partial)
+            if walk.survey:
+                walk.partial[block] = walk.table.survey(walk.job, block, &flaws)
+            else:
+                walk.partial[block] = walk.table.compute(walk.job, block, scratch)
+        if last == walk.job.n_blocks:
+            return flaws
+        unwatched += walk.at_once
+        if unwatched >= walk.per_look:
+            unwatched = 0
+            passed = fx_milliseconds() - walk.begin
+            if passed >= SLICE or passed < 0:  # some clocks can be set
+                return flaws
+
+
+cdef int walk_together(Walk *walk) noexcept nogil:
+    cdef int thread, flaws = 0
+    if walk.n_threads == 1:
+        return walk_alone(walk, 0)
+    for thread in prange(walk.n_threads, num_threads=walk.n_threads, schedule="static", chunksize=1):
+        flaws |= walk_alone(walk, thread)
     return flaws
-
-
-cdef void compute_blocks(const fx_table *table, const fx_job *job, int64_t first, int64_t last, double *partial,
-                         char *scratch, int n_threads) noexcept nogil:
-    cdef int64_t block
-    if n_threads == 1:
-        for block in range(first, last):
-            partial[block] = table.compute(job, block, scratch)
-        return
-    for block in prange(first, last, num_threads=n_threads, schedule="dynamic"):
-        partial[block] = table.compute(job, block, scratch + <size_t> threadid() * job.scratch_bytes)
 
 
 cdef double run(const fx_table *table, const fx_job *job, int *flaws) except? -1:
     """Survey all blocks (``flaws`` given: it gets what is found) or compute them; the sum of what they return."""
-    cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block = 0, last, per_slice
-    cdef int64_t slice_work = SLICE
-    cdef bint survey = flaws != NULL
-    cdef int n_threads
-    cdef double *partial = NULL
+    cdef int64_t rows = job.n_outer * job.n_inner, work = rows * job.n_classes, block
+    cdef int n_threads, found = 0
     cdef char *memory = NULL
-    cdef char *scratch = NULL
     cdef double total = 0, low = 0, next_total, part
     cdef size_t bytes_needed
-    if survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
+    cdef Walk walk
+    walk.table = table
+    walk.job = job
+    walk.survey = flaws != NULL
+    if walk.survey and job.target_type < FX_FLOAT16 and job.task < FX_BINARY_CROSS_ENTROPY:
         work = rows
-    n_threads = threads_for(work, job.n_blocks)
-    if not survey and (job.task == FX_FOCAL or job.task == FX_BINARY_FOCAL):
-        slice_work = FOCAL_SLICE
-    per_slice = max(slice_work // max(work // job.n_blocks, 1), 1) * n_threads  # at least a block for every thread
+    walk.n_threads = n_threads = threads_for(work, job.n_blocks)
+    walk.next = 0
+    walk.at_once = walk.per_look = job.n_blocks
+    if work > LOOK:
+        walk.per_look = max(LOOK // max(work // job.n_blocks, 1), 1)
+        # One thread has nobody to share with, and the survey of a block is short.
+        walk.at_once = walk.per_look if n_threads == 1 else max(walk.per_look // 8, 1) if walk.survey else 1
     bytes_needed = <size_t> job.n_blocks * sizeof(double) + FX_ALIGNMENT
-    if not survey:
+    if not walk.survey:
         bytes_needed += <size_t> n_threads * job.scratch_bytes
     memory = <char *> malloc(bytes_needed)
     if memory == NULL:
         raise MemoryError(f"fastxent could not allocate {bytes_needed} bytes")
     try:
-        scratch = memory + (FX_ALIGNMENT - <uintptr_t> memory % FX_ALIGNMENT)
-        partial = <double *> scratch
-        if not survey:
-            partial = <double *> (scratch + <size_t> n_threads * job.scratch_bytes)
-        while block < job.n_blocks:
-            last = min(block + per_slice, job.n_blocks)
-            if survey:
-                if work < KEEP_GIL_BELOW:
-                    flaws[0] |= survey_blocks(table, job, block, last, partial, n_threads)
-                else:
-                    with nogil:
-                        flaws[0] |= survey_blocks(table, job, block, last, partial, n_threads)
-            elif work < KEEP_GIL_BELOW:
-                compute_blocks(table, job, block, last, partial, scratch, n_threads)
+        walk.scratch = memory + (FX_ALIGNMENT - <uintptr_t> memory % FX_ALIGNMENT)
+        walk.partial = <double *> walk.scratch
+        if not walk.survey:
+            walk.partial = <double *> (walk.scratch + <size_t> n_threads * job.scratch_bytes)
+        while True:
+            if work < KEEP_GIL_BELOW:
+                found |= walk_together(&walk)
             else:
+                if job.n_blocks > walk.per_look:
+                    walk.begin = fx_milliseconds()
                 with nogil:
-                    compute_blocks(table, job, block, last, partial, scratch, n_threads)
-            block = last
-            if block < job.n_blocks:
-                PyErr_CheckSignals()
+                    found |= walk_together(&walk)
+            if walk.next >= job.n_blocks:
+                break
+            PyErr_CheckSignals()
         for block in range(job.n_blocks):
-            next_total = total + partial[block]
+            next_total = total + walk.partial[block]
             part = next_total - total
-            low += (total - (next_total - part)) + (partial[block] - part)
+            low += (total - (next_total - part)) + (walk.partial[block] - part)
             total = next_total
+        if flaws != NULL:
+            flaws[0] |= found
     finally:
         free(memory)
     return total + low if isfinite(total) else total

@@ -73,8 +73,10 @@ static int64_t rows_of_block(const fx_job *job)
     if (is_wide(job)) return rows_of_wide_block(job);
     if (tiles_side_by_side(job) > 1) return tiles_side_by_side(job) * LANES;
     int64_t rows = at_most(elements / job->n_classes, MAXIMAL_ROWS_PER_BLOCK);
-    /* Where rows go out while the next is computed, the first and the last of a block wait. */
-    if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK)
+    /* Where rows go out while the next is computed, the first and the last of a block wait. Longer rows do not go out
+     * later, and eight of them would keep Ctrl-C waiting. */
+    if (job->regime == FX_LONG_ROWS && job->stream && rows < LONG_ROWS_PER_BLOCK
+        && job->n_classes <= KEPT_BYTES / 2 / (int64_t)sizeof(REAL))
         rows = at_most(LONG_ROWS_PER_BLOCK, job->n_inner / LEAST_BLOCKS);
     if (job->regime == FX_TILE || rows >= LANES) rows = rows < LANES ? LANES : rows / LANES * LANES;
     return rows > 1 ? rows : 1;
