@@ -31,12 +31,13 @@ CHECKS = (
     Check("sanitize", "addresses and undefined behaviour"),
     Check("guard-pages", "nothing read or written outside an array"),
     Check("parallel-tests", "tests in several threads at once"),
-    Check("wheel", "one wheel: contents, size, bit-identical"),
-    Check("wheel-tests", "that wheel under every Python"),
+    Check("wheel", "one wheel: contents, size, bit-identical, tests under every Python"),
     Check("stubs", "stubs complete and true"),
+    Check("docstrings", "numpydoc's checks"),
     Check("review", "scientific Python's repository review"),
     Check("portable", "other compilers, no threads"),
     Check("docs", "the site, without a warning"),
+    Check("docs-doctest", "the examples of the site"),
 )
 
 
