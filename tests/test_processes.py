@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import fastxent as fx
 from fastxent import _config
 
 pytestmark = [
@@ -202,6 +204,8 @@ def test_inside_another_parallel_region(tmp_path):
     built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if built.returncode:
         pytest.skip(f"gcc has no OpenMP: {built.stderr}")
+    if list(Path(fx.__file__).parents[1].glob("fastxent.libs/*gomp*")):
+        pytest.skip("the wheel brings an OpenMP of its own, which knows nothing of other ones")
     code = f"""
 import ctypes
 fx.set_num_threads(2)
@@ -472,15 +476,26 @@ for loss, arguments, calls in (
     (fx.CrossEntropy(reduction="sum"), (z, t), ("value_and_grad",)),
     (fx.BinaryFocalLoss(1.5, reduction="sum"), (z, z > 0), ("value_and_grad",)),
 ):
-    for call in calls:
-        outputs = [np.full_like(z, np.nan) for _ in range(2 if call == "value_grad_hess" else 1)]
-        name, delay = type(loss).__name__ + " " + call, 0.03 if isinstance(loss, fx.CrossEntropy) else 0.06
-        report(name, lambda: getattr(loss, call)(*arguments, None, *outputs), delay, lambda: [out.fill(np.nan) for out in outputs])
-        written = [~np.isnan(out) for out in outputs]
-        whole = getattr(loss, call)(*arguments)[1:]
+    for name in calls:
+        outputs = [np.empty_like(z) for _ in range(2 if name == "value_grad_hess" else 1)]
+        call, delay = getattr(loss, name), 0.03
+        for _ in range(20):  # a neighbour may keep either thread waiting: until the signal falls into the writing
+            for out in outputs:
+                out.fill(np.nan)
+            seconds = seconds_to_stop(lambda: call(*arguments, None, *outputs), delay)
+            written = [~np.isnan(out) for out in outputs]
+            if seconds is None or written[0].all():
+                delay /= 2
+            elif not written[0].any():
+                delay *= 1.5
+            else:
+                break
         rows = [w.reshape(-1, 1) if isinstance(loss, fx.BinaryFocalLoss) else w for w in written]
-        print(all(w.any() and not w.all() and (w.all(1) | ~w.any(1)).all() for w in rows),
-              all(np.array_equal(out[w], full[w]) for out, w, full in zip(outputs, written, whole)))
+        print(type(loss).__name__, name,
+              all(w.any() and not w.all() and (w.all(1) | ~w.any(1)).all() for w in rows),
+              all(np.array_equal(out[w], full[w]) for out, w, full in zip(outputs, written, call(*arguments)[1:])))
+fx.set_num_threads(2)
+print("right afterwards", is_right(results()), True)
 """
 interruptible = pytest.mark.skipif(sys.platform != "linux", reason="signals, and memory that is not touched")
 
@@ -523,5 +538,5 @@ def test_ctrl_c_stops_gradients_above_baseline(threads, dtype):
 @interruptible
 def test_rows_of_interrupted_outputs_are_finished_or_untouched():
     lines = interrupted(PARTLY, level="baseline", dtype="float32", threads=1)
-    assert len(lines) == 8
-    assert [line for line in lines if not line.endswith(": stopped: True") and line != "True True"] == []
+    assert len(lines) == 5
+    assert [line for line in lines if not line.endswith(" True True")] == []
