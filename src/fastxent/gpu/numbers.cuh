@@ -148,9 +148,10 @@ struct Array {
 };
 DEVICE char *at(const Array &array, i64 outer, i64 inner) { return array.data + outer * array.outer + inner * array.inner; }
 
-/* What is wrong, for the host: the smallest `key` (call, kind, position) and the number found there. */
+/* What is wrong, for the host: the smallest key (call, kind, position) and the number found there. The complement of a
+ * key, so that zeros are no flaw. */
 struct Flaws {
-    u64 key;
+    u64 rest;
     double value;
     i64 integer;
     u32 lock, unused;
@@ -171,20 +172,20 @@ struct Job {
     int has_ignore_index, target_type, sample_weight_type, tile_rows, tiles_per_block, stage_bytes;
 };
 
-/* Only where something is wrong, so a lock is cheap; later positions find a smaller key there and go. */
-static __device__ __noinline__ void write_down(Flaws *all, volatile int *flagged, u64 key, i64 integer, double value)
+/* Only where something is wrong, so a lock is cheap; later positions find an earlier one there and go. */
+static __device__ __noinline__ void write_down(Flaws *all, volatile int *flagged, u64 rest, i64 integer, double value)
 {
     volatile Flaws *flaws = all;
-    while (key < flaws->key)
+    while (rest > flaws->rest)
         if (atomicCAS(&all->lock, 0u, 1u) == 0) {
-            if (key < flaws->key) flaws->key = key, flaws->integer = integer, flaws->value = value;
+            if (rest > flaws->rest) flaws->rest = rest, flaws->integer = integer, flaws->value = value;
             __threadfence_system();
             *flagged = 1;
             atomicExch(&all->lock, 0u);
         }
 }
 DEVICE void report(const Job &job, int kind, i64 position, i64 integer, double value)
-{ write_down(job.flaws, job.flagged, job.call << 42 | (u64)kind << 40 | (u64)position, integer, value); }
+{ write_down(job.flaws, job.flagged, ~(job.call << 42 | (u64)kind << 40 | (u64)position), integer, value); }
 
 DEVICE double sample_weight_at(const Job &job, i64 outer, i64 inner)
 { return job.sample_weight.data ? double_at(at(job.sample_weight, outer, inner), job.sample_weight_type) : 1; }
