@@ -190,7 +190,9 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     if call.layout == "packed" and row_bytes <= TILE_ROW:
         group, width = group_of(call.n_classes, size)
         at_once = threads // group
-        tile_rows = max(TILE // row_bytes // at_once, 1) * at_once
+        # Where rows are few, rather more blocks than full tiles.
+        fair = n_rows // ENOUGH_BLOCKS
+        tile_rows = max(min(TILE // row_bytes, fair) // at_once, 1) * at_once
         stage = round_up(tile_rows * row_bytes + 30, 128)
         stages = stages_of(control_bytes(soft, 1, threads, size), stage * outputs, capability)
     elif call.layout in ("packed", "rows") and row_bytes > TILE_ROW // 4:
