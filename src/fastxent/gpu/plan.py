@@ -82,10 +82,11 @@ ENOUGH_BLOCKS = 1024
 # Few classes are taken one by one, many as vectors.
 SINGLE_CLASSES = 32
 MOST_PER_THREAD = 16
-# Registers of a thread: float32, float64, by what is computed.
+# Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
 REGISTERS_OF_ROW = {"index": (80, 104), "soft": (96, 128), "activation": (64, 104)}
+REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
-REGISTERS_OF_ELEMENT = (64, 128)
+REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
 COUNTED_PER_BLOCK = 8192
 
 
@@ -230,7 +231,7 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         "WIDTH": width,
         "STAGES": stages,
         "BULK": int(bulk and stages > 0),
-        "BLOCKS": resident_blocks(call.task, soft, size, threads, shared, capability),
+        "BLOCKS": resident_blocks(call.task, soft, size, threads, stages, shared, capability),
     }
     assert n_rows >= 1
     assert blocks * cluster <= LARGEST_GRID
@@ -248,10 +249,11 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     )
 
 
-def resident_blocks(task: str, soft: bool, size: int, threads: int, shared: int, capability: int) -> int:
+def resident_blocks(task: str, soft: bool, size: int, threads: int, stages: int, shared: int, capability: int) -> int:
     """How many blocks a multiprocessor shall hold: those that shared memory and registers allow."""
     kind = "activation" if TASKS[task] > 1 else "soft" if soft or task == "focal" else "index"
-    by_registers = REGISTERS // (threads * REGISTERS_OF_ROW[kind][size == 8])
+    registers = REGISTERS_OF_ROW[kind][size == 8] + (REGISTERS_OF_STRIDES if stages == 0 else 0)
+    by_registers = REGISTERS // (threads * min(registers, 128))
     by_memory = shared_memory_of(capability)[1] // (shared + KIB)
     return max(min(by_registers, by_memory), 1)
 
@@ -277,7 +279,7 @@ def elements(
         "CLUSTER": 1,
         "WIDTH": width,
         "BULK": 0,
-        "BLOCKS": REGISTERS // (ELEMENTS_THREADS * REGISTERS_OF_ELEMENT[size == 8]),
+        "BLOCKS": REGISTERS // (ELEMENTS_THREADS * REGISTERS_OF_ELEMENT[size]),
     }
     assert blocks <= LARGEST_GRID
     return Plan("elements", ELEMENTS, tuple(defines.items()), blocks, ELEMENTS_THREADS, 256, partials=blocks)
