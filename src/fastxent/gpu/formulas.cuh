@@ -34,7 +34,7 @@ DEVICE REAL shift(REAL z, REAL m) { return z == m ? 0 : z - m; }
 /* exp(z - m); at an infinite maximum a +inf counts 1, everything else nothing. */
 DEVICE REAL exponential(REAL z, REAL m)
 {
-    if (m == (REAL)INFINITE) return z == m ? (REAL)1 : z == z ? (REAL)0 : z;
+    if (!is_finite(m)) return z == (REAL)INFINITE ? (REAL)1 : z == z ? (REAL)0 : z;
     return exponential_of(z - m);
 }
 
