@@ -81,12 +81,16 @@ TILES_PER_BLOCK = 8
 ENOUGH_BLOCKS = 1024
 # Few classes are taken one by one, many as vectors.
 SINGLE_CLASSES = 32
-MOST_PER_THREAD = 16
+# Instructions of a thread and accesses to shared memory, counted in the source; 4 warps issue in a cycle.
+INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE = 32, 120, 4, 128
+# So many at once hide the latency of loads and exponentials.
+AT_WORK = (3, 4, 5)
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
 REGISTERS_OF_ROW = {"index": (80, 104), "soft": (96, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
+REGISTERS_OF_WIDE_TARGETS = 40
 COUNTED_PER_BLOCK = 8192
 
 
@@ -156,8 +160,25 @@ def group_of(n_classes: int, size: int) -> tuple[int, int]:
         width = 16 // size
         vectors = n_classes // width
         return min(32, 1 << max(vectors // 2, 1).bit_length() - 1), width
-    groups = [g for g in (1, 2, 4, 8, 16, 32) if g < 2 * n_classes and -(-n_classes // g) <= MOST_PER_THREAD]
-    return min(groups, key=lambda g: (max(bank_conflicts(g, n_classes, size), 2), g)), 1
+    groups = [g for g in (1, 2, 4, 8, 16, 32) if g < 2 * n_classes]
+    return min(groups, key=lambda g: cycles_of_row(g, n_classes, size)), 1
+
+
+def cycles_of_row(group: int, n_classes: int, size: int) -> float:
+    """Estimate of a multiprocessor's cycles for a row of few classes: that of its busier half, and a little of the other."""
+    rounds = -(-n_classes // group)
+    issuing = group * (rounds * INSTRUCTIONS_OF_CLASS + INSTRUCTIONS_OF_ROW) / ISSUED_PER_CYCLE
+    accessing = rounds * ACCESSES_OF_CLASS * bank_conflicts(group, n_classes, size) / (32 / group)
+    return max(issuing, accessing) + min(issuing, accessing) / 4
+
+
+@lru_cache(maxsize=1024)
+def items_of(n_classes: int, group: int, width: int) -> int:
+    """How many classes a thread has at work; few go to waste in the last round."""
+    rounds = -(-n_classes // group)
+    if width > 1 or rounds <= max(AT_WORK):
+        return max(width, rounds if width == 1 else 1)
+    return min(AT_WORK, key=lambda n: (-rounds % n, -n))
 
 
 def control_bytes(soft: bool, cluster: int, threads: int, size: int) -> int:
@@ -229,6 +250,7 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         "GROUP": group,
         "CLUSTER": cluster,
         "WIDTH": width,
+        "ITEMS": items_of(call.n_classes, group, width),
         "STAGES": stages,
         "BULK": int(bulk and stages > 0),
         "BLOCKS": resident_blocks(call.task, soft, size, threads, stages, shared, capability),
@@ -269,6 +291,9 @@ def elements(
     vectors = -(-n // width) + (width > 1)
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
+    registers = REGISTERS_OF_ELEMENT[size]
+    if ITEM_SIZES[target_type] > 2 * size:
+        registers += REGISTERS_OF_WIDE_TARGETS
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
@@ -279,7 +304,7 @@ def elements(
         "CLUSTER": 1,
         "WIDTH": width,
         "BULK": 0,
-        "BLOCKS": REGISTERS // (ELEMENTS_THREADS * REGISTERS_OF_ELEMENT[size]),
+        "BLOCKS": REGISTERS // (ELEMENTS_THREADS * registers),
     }
     assert blocks <= LARGEST_GRID
     return Plan("elements", ELEMENTS, tuple(defines.items()), blocks, ELEMENTS_THREADS, 256, partials=blocks)

@@ -109,48 +109,57 @@ struct Place {
     INDEX step, base, n;
 };
 
+/* A thread has ITEMS classes at work: those of a vector, or one of each of as many rounds through the group. */
+#define STEP (WIDTH > 1 ? 1 : GROUP)
+#define ROUNDS (ITEMS / WIDTH)
+
 template <class F> DEVICE void each_vector(const Place &place, const Group &group, F visit)
 {
-    for (INDEX j = group.lane; j < place.n; j += GROUP) visit(j, place.base + j * WIDTH);
+    for (INDEX j = group.lane; j < place.n; j += GROUP * ROUNDS) visit(j, place.base + j * WIDTH);
 }
 
 DEVICE bool is_class(const Job &job, INDEX c) { return (COUNT)c < (COUNT)job.n_classes; }
-DEVICE bool is_whole(const Job &job, INDEX c) { return c >= 0 && c + WIDTH <= (INDEX)job.n_classes; }
+DEVICE bool is_whole(const Job &job, INDEX c) { return c >= 0 && c + (ITEMS - 1) * STEP < (INDEX)job.n_classes; }
 
 /* The logits of a vector; `fill` where that is no class. */
-DEVICE void load(const Job &job, const Place &place, INDEX j, INDEX c, REAL fill, REAL (&z)[WIDTH])
+DEVICE void load(const Job &job, const Place &place, INDEX j, INDEX c, REAL fill, REAL (&z)[ITEMS])
 {
+    const bool whole = is_whole(job, c);
 #if WIDTH == 1
-    z[0] = real_of(*(const STORED *)(place.z + j * place.step));
+#pragma unroll
+    for (int q = 0; q < ITEMS; q++)
+        z[q] = whole || is_class(job, c + q * STEP) ? real_of(*(const STORED *)(place.z + (j + q * STEP) * place.step)) : fill;
 #else
     const Vector16 v = *(const Vector16 *)(place.z + j * 16);
-    STORED item[WIDTH];
+    STORED item[ITEMS];
     memcpy(item, &v, sizeof v);
-    const bool whole = is_whole(job, c);
 #pragma unroll
-    for (int q = 0; q < WIDTH; q++) z[q] = whole || is_class(job, c + q) ? real_of(item[q]) : fill;
+    for (int q = 0; q < ITEMS; q++) z[q] = whole || is_class(job, c + q * STEP) ? real_of(item[q]) : fill;
 #endif
 }
 
 /* Results to where they belong, or to the stage. */
 DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 step, INDEX j, INDEX c, const REAL *x)
 {
-#if STAGES == 0
-    *(STORED *)(row + c * step) = stored_of(x[0]);
-#elif WIDTH == 1
-    *(STORED *)(stage + j * place.step) = stored_of(x[0]);
-#else
-    STORED item[WIDTH];
+#if WIDTH == 1
+    char *const to = STAGES ? stage + j * place.step : row + c * step;
+    const i64 apart = STEP * (STAGES ? place.step : step);
+    const bool whole = is_whole(job, c);
 #pragma unroll
-    for (int q = 0; q < WIDTH; q++) item[q] = stored_of(x[q]);
+    for (int q = 0; q < ITEMS; q++)
+        if (whole || is_class(job, c + q * STEP)) *(STORED *)(to + q * apart) = stored_of(x[q]);
+#else
+    STORED item[ITEMS];
+#pragma unroll
+    for (int q = 0; q < ITEMS; q++) item[q] = stored_of(x[q]);
     if (is_whole(job, c)) {
         Vector16 v;
         memcpy(&v, item, sizeof v);
         *(Vector16 *)(stage + j * 16) = v;
     } else
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++)
-            if (is_class(job, c + q)) ((STORED *)(stage + j * 16))[q] = item[q];
+        for (int q = 0; q < ITEMS; q++)
+            if (is_class(job, c + q * STEP)) ((STORED *)(stage + j * 16))[q] = item[q];
 #endif
 }
 
@@ -255,10 +264,10 @@ template <class F> DEVICE void put_results(const Job &job, const Place &place, c
 {
     if (!outputs.live || !job.grad.data) return;
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL z[WIDTH], grad[WIDTH], hess[WIDTH];
+        REAL z[ITEMS], grad[ITEMS], hess[ITEMS];
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++) result(c + q, z[q], grad[q], hess[q]);
+        for (int q = 0; q < ITEMS; q++) result(c + q * STEP, z[q], grad[q], hess[q]);
         put(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
 #if HESSIAN
         put(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
@@ -277,10 +286,10 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
     /* Maximum; and how many classes share the smoothing. */
     Pair top[2] = {{NEGATIVE_INFINITY, 0}, {0, 0}};
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL z[WIDTH];
+        REAL z[ITEMS];
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++) {
+        for (int q = 0; q < ITEMS; q++) {
             top[0].high = maximum(top[0].high, z[q]);
             if (SOFT && z[q] != NEGATIVE_INFINITY) top[1].high += 1;
         }
@@ -300,17 +309,17 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
     target.uniform = job.label_smoothing > 0 ? (REAL)(job.label_smoothing / (double)top[1].high) : 0;
 #endif
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL z[WIDTH], e[WIDTH];
+        REAL z[ITEMS], e[ITEMS];
         load(job, place, j, c, NEGATIVE_INFINITY, z);
         REAL largest = 0;
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++) {
+        for (int q = 0; q < ITEMS; q++) {
             e[q] = exponential(z[q], max);
             largest = maximum(largest, e[q]);
 #if SOFT
-            if (is_class(job, c + q)) {
-                const REAL u = mass_of(job, target, c + q, z[q]);
-                look_at(job, target, row, c + q, outputs.live, sums[WRONG], sums[ELSEWHERE]);
+            if (is_class(job, c + q * STEP)) {
+                const REAL u = mass_of(job, target, c + q * STEP, z[q]);
+                look_at(job, target, row, c + q * STEP, outputs.live, sums[WRONG], sums[ELSEWHERE]);
                 add(sums[MASS], u);
                 add(sums[DISTANCE], without_zero(u, -shift(z[q], max)));
             }
@@ -318,12 +327,12 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
         }
         if (largest >= 1)
 #pragma unroll
-            for (int q = 0; q < WIDTH; q++)
+            for (int q = 0; q < ITEMS; q++)
                 if (e[q] >= 1) sums[ONES].high += 1, e[q] = 0;
 #pragma unroll
-        for (int step = 1; step < WIDTH; step *= 2)
+        for (int step = 1; step < ITEMS; step *= 2)
 #pragma unroll
-            for (int q = 0; q < WIDTH; q += 2 * step) e[q] += e[q + step];
+            for (int q = 0; q + step < ITEMS; q += 2 * step) e[q] += e[q + step];
         add(sums[BELOW], e[0]);
     });
 #if SOFT
@@ -380,12 +389,12 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
     enum { VALUE, A, B };
     Pair focal_sums[3] = {};
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL z[WIDTH];
+        REAL z[ITEMS];
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++)
-            if (is_class(job, c + q)) {
-                const REAL u = mass_of(job, target, c + q, z[q]), minus_log_p = softmax.log_sum - shift(z[q], max);
+        for (int q = 0; q < ITEMS; q++)
+            if (is_class(job, c + q * STEP)) {
+                const REAL u = mass_of(job, target, c + q * STEP, z[q]), minus_log_p = softmax.log_sum - shift(z[q], max);
                 const Focal focal = focal_of(softmax, exponential(z[q], max), minus_log_p, gamma);
                 add(focal_sums[VALUE], without_zero(u, focal.modulation * minus_log_p));
                 add(focal_sums[A], without_zero(u, focal.mass));
@@ -428,10 +437,10 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
 {
     Pair unmasked[1] = {};
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL x[WIDTH];
+        REAL x[ITEMS];
         load(job, place, j, c, MASKED, x);
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++)
+        for (int q = 0; q < ITEMS; q++)
             if (x[q] != MASKED) unmasked[0].high += 1;
     });
     reduce<1>(group, unmasked, false);
@@ -439,13 +448,13 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
     enum { VALUE, MASS, NANS, WRONG, ELSEWHERE };
     Pair sums[5] = {};
     each_vector(place, group, [&](INDEX j, INDEX c) {
-        REAL x[WIDTH];
+        REAL x[ITEMS];
         load(job, place, j, c, MASKED, x);
 #pragma unroll
-        for (int q = 0; q < WIDTH; q++)
-            if (is_class(job, c + q)) {
-                const REAL u = mass_of(job, target, c + q, x[q]);
-                look_at(job, target, row, c + q, outputs.live, sums[WRONG], sums[ELSEWHERE]);
+        for (int q = 0; q < ITEMS; q++)
+            if (is_class(job, c + q * STEP)) {
+                const REAL u = mass_of(job, target, c + q * STEP, x[q]);
+                look_at(job, target, row, c + q * STEP, outputs.live, sums[WRONG], sums[ELSEWHERE]);
                 if (x[q] != x[q]) sums[NANS].high += 1;
                 add(sums[MASS], u);
                 add(sums[VALUE], without_zero(u, INPUTS == 2 ? -log_of(x[q] + 0) : -x[q]));
