@@ -3,8 +3,8 @@
  * For a logit z, e = exp(-|z|) <= 1, inverse = 1 / (1 + e) and log_sum = log1p(e):
  *   sigmoid(|z|) = inverse    sigmoid(-|z|) = e inverse    softplus(z) = max(z, 0) + log_sum
  *
- * A target t has two masses, positive = (1 - eps) t + eps / 2 and negative = (1 - eps) (1 - t) + eps / 2. One of them is
- * `against` the sign of the logit, the other `with` it; with the sum of both
+ * A target t has two masses, positive = (1 - eps) t + eps / 2 and negative = (1 - eps) (1 - t) + eps / 2. One of them
+ * is `against` the sign of the logit, the other `with` it; with the sum of both
  *   value     against |z| + sum log_sum
  *   gradient  sign(z) (against - sum e inverse)
  *   Hessian   sum e inverse^2
@@ -63,7 +63,8 @@ DEVICE REAL over(REAL mass, REAL scaled, REAL x) { return mass == 0 ? 0 : scaled
 DEVICE Results probability_of(REAL x, Masses masses, REAL scale)
 {
     const REAL p = x > 0 ? (x <= 1 ? x : (REAL)NOT_A_NUMBER) : x == 0 ? (REAL)0 : (REAL)NOT_A_NUMBER, q = 1 - p;
-    const REAL pull = over(masses.positive, scale * masses.positive, p), push = over(masses.negative, scale * masses.negative, q);
+    const REAL pull = over(masses.positive, scale * masses.positive, p),
+               push = over(masses.negative, scale * masses.negative, q);
     Results results;
     results.value = times(masses.positive, -log_of(p)) + times(masses.negative, -log1p_of(-p)) + (p - p);
     results.grad = push - pull + (p - p);
@@ -78,8 +79,8 @@ DEVICE Results probability_of(REAL x, Masses masses, REAL scale)
  *   rho       = r' / r = p q (negative - positive) / r
  *   gradient  alpha_t r^gamma (gamma rho L + L')
  *   Hessian   alpha_t r^gamma (gamma L ((gamma - 1) rho^2 + rho (q - p)) + 2 gamma rho L' + L'')
- * where L, L', L'' are those of the cross-entropy. Where r is 0 (a sure target, so far away that exp(-|z|) is 0) rho goes
- * to its limit. All but for the sign of the logit.
+ * where L, L', L'' are those of the cross-entropy. Where r is 0 (a sure target, so far away that exp(-|z|) is 0) rho
+ * goes to its limit. All but for the sign of the logit.
  */
 
 /* r^gamma from log r <= 0. What is rounded off the exponent counts as often as that is large, and is made good. */

@@ -1,8 +1,9 @@
 /* What is computed element by element: binary losses and sigmoids.
  *
  * Design
- * a) WIDTH > 1: arrays without gaps, all seen as one axis. A thread takes vectors of 16 bytes of the logits, counted from
- *    the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are aligned.
+ * a) WIDTH > 1: arrays without gaps, all seen as one axis. A thread takes vectors of 16 bytes of the logits, counted
+ *    from the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are
+ *    aligned.
  * b) WIDTH 1: any strides.
  * c) A block has a fixed run of elements, and leaves one sum.
  */
@@ -61,7 +62,8 @@ static __device__ __noinline__ double wide_loss(double eps, double z, double t, 
 }
 
 /* The results of one element; returns its loss with its weight. */
-DEVICE double compute(const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
+DEVICE double compute(
+    const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
 {
     const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
     bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
@@ -88,8 +90,8 @@ DEVICE double compute(const Job &job, const Options &options, const Position &i,
     Masses masses = masses_of(t, options.one_minus_eps, options.half_eps);
     REAL counted = 1;
 #if TASK == 6
-    const REAL alpha = job.alpha < 0 ? (REAL)1
-        : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
+    const REAL alpha =
+        job.alpha < 0 ? (REAL)1 : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
     counted = alpha;
     results = binary_focal_of(logit_of(z), masses, options.gamma, alpha, scale);
     double value = (double)results.value;
@@ -103,7 +105,8 @@ DEVICE double compute(const Job &job, const Options &options, const Position &i,
 #endif
     double value = (double)results.value;
 #if !REAL_IS_DOUBLE
-    if (results.value == (REAL)INFINITE && is_finite(z)) value = wide_loss(job.label_smoothing, (double)z, (double)t, (double)pos_weight);
+    if (results.value == (REAL)INFINITE && is_finite(z))
+        value = wide_loss(job.label_smoothing, (double)z, (double)t, (double)pos_weight);
 #endif
 #endif
     if (is_wrong || is_ignored || !(s > 0) || !options.counts || !(counted > 0)) {
@@ -140,8 +143,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
 #if IS_LOSS
     const double divisor = divisor_of(job);
     const double inverse = job.divisor ? 1 / divisor : job.scale;
-    const Options options = {(REAL)(1 - job.label_smoothing), (REAL)(job.label_smoothing / 2), scale_of(job, 1, inverse),
-        inverse, usable_gamma(job.gamma), divisor > 0};
+    const Options options = {(REAL)(1 - job.label_smoothing), (REAL)(job.label_smoothing / 2),
+        scale_of(job, 1, inverse), inverse, usable_gamma(job.gamma), divisor > 0};
 #endif
 #pragma unroll 1
     for (int k = 0; k < VECTORS; k++) {

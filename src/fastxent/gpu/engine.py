@@ -259,7 +259,7 @@ def _launch_jobs(cupy: Any, device: _Device, launches: list[tuple[Job, Plan]], p
         bound["partial"] = 0 if partials is None else partials.data.ptr + 8 * begin
         bound["tile_rows"], bound["tiles_per_block"] = plan.tile_rows, plan.tiles_per_block
         bound["stage_bytes"] = plan.stage_bytes
-        device.launch(cupy, plan, bound.copy())
+        device.launch(cupy, plan, bound.copy().reshape(1))
         begin += plan.partials
 
 
@@ -273,7 +273,7 @@ def _add_up(
     job["partial"] = partials.data.ptr
     job["divisor"] = 0 if divisor is None else divisor.data.ptr
     arguments = np.int64(partials.size), np.float64(host_divisor), np.int32(is_divisor), np.int64(result.data.ptr)
-    device.launch(cupy, planning.total(), job, *arguments)
+    device.launch(cupy, planning.total(), job.reshape(1), *arguments)
     return result
 
 

@@ -62,8 +62,8 @@ DEVICE REAL hessian(const Softmax &row, REAL e, REAL scaled_inverse)
 
 /* ---- the power of both focal losses ---- */
 
-/* r^gamma, r in [0, 1], gamma > 0: the whole part by squaring, which multiplies the error of r by gamma and no more, the
- * rest in log space. */
+/* r^gamma, r in [0, 1], gamma > 0: the whole part by squaring, which multiplies the error of r by gamma and no more,
+ * the rest in log space. */
 DEVICE REAL power_of_fraction(REAL r, REAL gamma)
 {
     u32 whole = gamma < 1024 ? (u32)gamma : 0;
@@ -110,8 +110,7 @@ DEVICE Focal focal_of(const Softmax &row, REAL e, REAL minus_log_p, REAL gamma)
     Focal focal;
     focal.modulation = modulation_of(q, gamma);
     focal.mass = focal.modulation * (gamma * p_ratio + 1);
-    focal.curvature =
-        focal.modulation / maximum(q, SMALLEST_NORMAL) * (gamma * (p_ratio * (1 - gamma * p) - (p + p)));
+    focal.curvature = focal.modulation / maximum(q, SMALLEST_NORMAL) * (gamma * (p_ratio * (1 - gamma * p) - (p + p)));
     return focal;
 }
 

@@ -11,18 +11,42 @@
 enum { INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
 
 template <int CODE> struct Stored {};
-template <> struct Stored<INT8> { typedef signed char type; };
-template <> struct Stored<INT16> { typedef short type; };
-template <> struct Stored<INT32> { typedef int type; };
-template <> struct Stored<INT64> { typedef i64 type; };
-template <> struct Stored<UINT8> { typedef u8 type; };
-template <> struct Stored<UINT16> { typedef u16 type; };
-template <> struct Stored<UINT32> { typedef u32 type; };
-template <> struct Stored<UINT64> { typedef u64 type; };
-template <> struct Stored<FLOAT16> { typedef u16 type; };
-template <> struct Stored<BFLOAT16> { typedef u16 type; };
-template <> struct Stored<FLOAT32> { typedef float type; };
-template <> struct Stored<FLOAT64> { typedef double type; };
+template <> struct Stored<INT8> {
+    typedef signed char type;
+};
+template <> struct Stored<INT16> {
+    typedef short type;
+};
+template <> struct Stored<INT32> {
+    typedef int type;
+};
+template <> struct Stored<INT64> {
+    typedef i64 type;
+};
+template <> struct Stored<UINT8> {
+    typedef u8 type;
+};
+template <> struct Stored<UINT16> {
+    typedef u16 type;
+};
+template <> struct Stored<UINT32> {
+    typedef u32 type;
+};
+template <> struct Stored<UINT64> {
+    typedef u64 type;
+};
+template <> struct Stored<FLOAT16> {
+    typedef u16 type;
+};
+template <> struct Stored<BFLOAT16> {
+    typedef u16 type;
+};
+template <> struct Stored<FLOAT32> {
+    typedef float type;
+};
+template <> struct Stored<FLOAT64> {
+    typedef double type;
+};
 
 typedef Stored<TYPE>::type STORED;
 #define REAL_IS_DOUBLE (TYPE == 11)
@@ -146,7 +170,8 @@ struct Array {
     char *data;
     i64 outer, inner, klass;
 };
-DEVICE char *at(const Array &array, i64 outer, i64 inner) { return array.data + outer * array.outer + inner * array.inner; }
+DEVICE char *at(const Array &array, i64 outer, i64 inner)
+{ return array.data + outer * array.outer + inner * array.inner; }
 
 /* What is wrong, for the host: the smallest key (call, kind, position) and the number found there. The complement of a
  * key, so that zeros are no flaw. */

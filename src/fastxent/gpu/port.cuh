@@ -1,5 +1,5 @@
-/* What is particular to the device: names for PTX, shuffles, copies, barriers. It needs no header, so that NVRTC needs no
- * toolkit. The emulator of the tests brings its own version of this file, and of no other. */
+/* What is particular to the device: names for PTX, shuffles, copies, barriers. It needs no header, so that NVRTC needs
+ * no toolkit. The emulator of the tests brings its own version of this file, and of no other. */
 #ifndef FASTXENT_PORT
 #define FASTXENT_PORT
 #pragma nv_diag_suppress 177 /* no variant calls every function */
@@ -55,16 +55,16 @@ DEVICE Vector16 load_streaming(const void *from)
 {
     Vector16 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(from)
-                 : "memory");
+        : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+        : "l"(from)
+        : "memory");
     return v;
 }
 DEVICE void store_streaming(void *to, Vector16 v)
 {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
-                 "r"(v.word[3])
-                 : "memory");
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
+        "r"(v.word[2]), "r"(v.word[3])
+        : "memory");
 }
 
 DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
@@ -74,7 +74,8 @@ DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(
 DEVICE void copy_async(void *to, const void *from)
 { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory"); }
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+template <int PENDING> DEVICE void copy_async_wait()
+{ asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 #if BULK
 /* ---- bulk copies (from 9.0 on): one thread asks, a barrier in shared memory tells when all bytes are there ---- */
@@ -85,27 +86,28 @@ DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.clu
 DEVICE void barrier_expect(u64 *barrier, u32 bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+        : "memory");
 }
 DEVICE void barrier_wait(u64 *barrier, u32 parity)
 {
     asm volatile("{.reg .pred p;\n"
                  "WAIT%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@!p bra WAIT%=;}" ::"r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
+                 "@!p bra WAIT%=;}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
 }
 DEVICE void bulk_load(void *to, const void *from, u32 bytes, u64 *barrier)
 {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
+        "l"(from), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
 }
 DEVICE void bulk_store(void *to, const void *from, u32 bytes)
 {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes)
+        : "memory");
 }
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /* Until all but the last PENDING groups of this thread have read their shared memory; or have written, too. */
@@ -126,7 +128,7 @@ DEVICE u32 cluster_rank()
     return rank;
 }
 DEVICE void cluster_barrier()
-{ asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+{ asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory"); }
 /* Write 8 bytes where block `rank` has the variable `place` of its shared memory. */
 DEVICE void store_remote(void *place, u32 rank, u64 bits)
 {

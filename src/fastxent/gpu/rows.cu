@@ -1,18 +1,18 @@
-/* The softmax family: losses and activations along the class axis. One kernel, whose variants differ in where the logits
- * of a row are kept while it is worked on, and in how many threads share it.
+/* The softmax family: losses and activations along the class axis. One kernel, whose variants differ in where the
+ * logits of a row are kept while it is worked on, and in how many threads share it.
  *
  * Design
  * a) A group of GROUP threads has a row: 1 to 32 of a warp, or the whole block, or all blocks of a CLUSTER. A row takes
  *    three passes (maximum, sums, results; one more for focal losses of distributions).
- * b) STAGES > 0: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie in
- *    memory; results replace the logits there and are copied back. So logits are read from memory once, every transfer
- *    is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight depend on
- *    neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at, never written.
+ * b) STAGES > 0: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
+ *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
+ *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
+ *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at, never written.
  *    STAGES 0: any strides; every pass reads memory, or what caches kept of it.
- * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are not
- *    the last are read without gaps.
- * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of their
- *    warps. Nothing depends on who comes first.
+ * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
+ *    not the last are read without gaps.
+ * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of
+ *    their warps. Nothing depends on who comes first.
  * e) In place: a row's target logit is read before the barrier that precedes the first result.
  */
 enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
@@ -37,8 +37,8 @@ enum { MOST_SUMS = SOFT ? 6 : 3 };
 
 /* What lies before the stages in shared memory. */
 struct Control {
-    u64 arrived[4];                             /* a barrier for every stage */
-    double of_warps[32];                        /* for the sum of the block */
+    u64 arrived[4];                                /* a barrier for every stage */
+    double of_warps[32];                           /* for the sum of the block */
     Pair exchange[2][MOST_SUMS * CLUSTER * WARPS]; /* partial results of the warps, in turns */
 };
 
@@ -128,7 +128,8 @@ DEVICE void load(const Job &job, const Place &place, INDEX j, INDEX c, REAL fill
 #if WIDTH == 1
 #pragma unroll
     for (int q = 0; q < ITEMS; q++)
-        z[q] = whole || is_class(job, c + q * STEP) ? real_of(*(const STORED *)(place.z + (j + q * STEP) * place.step)) : fill;
+        z[q] = whole || is_class(job, c + q * STEP) ? real_of(*(const STORED *)(place.z + (j + q * STEP) * place.step))
+                                                    : fill;
 #else
     const Vector16 v = *(const Vector16 *)(place.z + j * 16);
     STORED item[ITEMS];
@@ -169,8 +170,8 @@ DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 
 struct Target {
     const char *t;
     INDEX label;
-    double weight;  /* 0: the row is never looked at */
-    bool is_wrong;  /* loss NaN, gradient 0 */
+    double weight; /* 0: the row is never looked at */
+    bool is_wrong; /* loss NaN, gradient 0 */
     REAL one_minus_eps, uniform;
 };
 
@@ -181,7 +182,8 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
 {
     const i64 row = outer * job.n_inner + inner;
     const double s = sample_weight_at(job, outer, inner);
-    Target target = {at(job.target, outer, inner), 0, counts ? s : 0, !is_weight(s), (REAL)(1 - job.label_smoothing), 0};
+    Target target = {
+        at(job.target, outer, inner), 0, counts ? s : 0, !is_weight(s), (REAL)(1 - job.label_smoothing), 0};
     if (target.is_wrong && reports) report(job, BAD_WEIGHT, row, 0, s);
 #if HAS_LABELS
     const i64 label = integer_at(target.t, job.target_type);
@@ -212,7 +214,8 @@ DEVICE REAL probability(const Job &job, const Target &target, INDEX c)
 
 DEVICE REAL mass_of(const Job &job, const Target &target, INDEX c, REAL z)
 {
-    return target_mass(z, probability(job, target, c), class_weight(job, c), target.one_minus_eps, target.uniform, MASKED);
+    return target_mass(
+        z, probability(job, target, c), class_weight(job, c), target.one_minus_eps, target.uniform, MASKED);
 }
 
 /* Whether a row counts although its target has no mass: smoothing gives it some, unless all of that is masked. */
@@ -232,7 +235,8 @@ DEVICE void look_at(const Job &job, const Target &target, i64 row, INDEX c, bool
     if (!(t >= 0 && is_finite(t))) {
         wrong.high += 1;
         if (reports)
-            report(job, BAD_TARGET, row * job.n_classes + c, 0, number_at<TARGET, double>(target.t + (i64)c * job.target.klass));
+            report(job, BAD_TARGET, row * job.n_classes + c, 0,
+                number_at<TARGET, double>(target.t + (i64)c * job.target.klass));
     }
     if (c != job.ignore_index && t != 0) elsewhere.high += 1;
 #endif
@@ -260,7 +264,8 @@ struct Outputs {
     bool reports; /* this thread, for all of the row */
 };
 
-template <class F> DEVICE void put_results(const Job &job, const Place &place, const Group &group, const Outputs &outputs, F result)
+template <class F>
+DEVICE void put_results(const Job &job, const Place &place, const Group &group, const Outputs &outputs, F result)
 {
     if (!outputs.live || !job.grad.data) return;
     each_vector(place, group, [&](INDEX j, INDEX c) {
@@ -281,7 +286,8 @@ DEVICE double finish(const Job &job, const Target &target, double value)
 
 #if INPUTS == 0
 /* From logits. Returns the loss. */
-DEVICE double compute_row(const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
+DEVICE double compute_row(
+    const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
 {
     /* Maximum; and how many classes share the smoothing. */
     Pair top[2] = {{NEGATIVE_INFINITY, 0}, {0, 0}};
@@ -373,7 +379,9 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
         grad = is_zero ? 0 : is_target ? 0 - complement(softmax, e_target) * scaled_inverse : e * scaled_inverse;
 #if HESSIAN && TASK == 1
         hess = is_zero ? 0
-            : scale * focal_hessian(softmax, e, is_target ? focal.mass : 0, is_target ? focal.curvature : 0, mass, curvature);
+                       : scale
+                * focal_hessian(
+                    softmax, e, is_target ? focal.mass : 0, is_target ? focal.curvature : 0, mass, curvature);
 #elif HESSIAN
         hess = is_zero ? 0 : hessian(softmax, e, scaled_inverse);
 #endif
@@ -394,7 +402,8 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
 #pragma unroll
         for (int q = 0; q < ITEMS; q++)
             if (is_class(job, c + q * STEP)) {
-                const REAL u = mass_of(job, target, c + q * STEP, z[q]), minus_log_p = softmax.log_sum - shift(z[q], max);
+                const REAL u = mass_of(job, target, c + q * STEP, z[q]),
+                           minus_log_p = softmax.log_sum - shift(z[q], max);
                 const Focal focal = focal_of(softmax, exponential(z[q], max), minus_log_p, gamma);
                 add(focal_sums[VALUE], without_zero(u, focal.modulation * minus_log_p));
                 add(focal_sums[A], without_zero(u, focal.mass));
@@ -433,7 +442,8 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
 #else
 /* From log-probabilities or probabilities: value -sum u x, or -sum u log x, with 0 * inf = 0; nothing is clipped. A NaN
  * anywhere makes the row NaN. In double: u / x may overflow where scale u / x does not. */
-DEVICE double compute_row(const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
+DEVICE double compute_row(
+    const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
 {
     Pair unmasked[1] = {};
     each_vector(place, group, [&](INDEX j, INDEX c) {
@@ -477,10 +487,11 @@ DEVICE double compute_row(const Job &job, const Place &place, Group &group, Targ
 #endif
 
 /* One row with its target, weights and loss; returns what it adds to the sum. */
-DEVICE double work_on_row(const Job &job, const Place &place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
+DEVICE double work_on_row(
+    const Job &job, const Place &place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
 {
-    const Outputs outputs = {at(job.grad, outer, inner), at(job.hess, outer, inner), live,
-        live && group.lane == 0 && group.rank == 0};
+    const Outputs outputs = {
+        at(job.grad, outer, inner), at(job.hess, outer, inner), live, live && group.lane == 0 && group.rank == 0};
 #if IS_LOSS
     const Target target = target_of(job, outer, inner, outputs.reports, counts);
 #else
@@ -514,7 +525,8 @@ DEVICE Tile tile_of(const Job &job, i64 t, int rank)
     tile.rows = (int)smaller(job.tile_rows, job.n_inner - tile.inner);
     const char *start = at(job.logits, tile.outer, tile.inner);
     tile.phase = (int)((u64)start & 15);
-    const i64 vectors = (tile.phase + tile.rows * job.n_classes * ITEM + 15) / 16, share = (vectors + CLUSTER - 1) / CLUSTER;
+    const i64 vectors = (tile.phase + tile.rows * job.n_classes * ITEM + 15) / 16,
+              share = (vectors + CLUSTER - 1) / CLUSTER;
     const i64 first = smaller(rank * share, vectors), last = smaller(first + share, vectors);
     tile.first = first * 16 - tile.phase;
     tile.window = start + tile.first;
@@ -532,7 +544,8 @@ DEVICE void fetch(const Tile &tile, char *stage, u64 *arrived)
     for (u32 done = 0; done < tile.bytes; done += PIECE)
         bulk_load(stage + done, tile.window + done, tile.bytes - done < PIECE ? tile.bytes - done : PIECE, arrived);
 #else
-    for (u32 done = threadIdx.x * 16; done < tile.bytes; done += THREADS * 16) copy_async(stage + done, tile.window + done);
+    for (u32 done = threadIdx.x * 16; done < tile.bytes; done += THREADS * 16)
+        copy_async(stage + done, tile.window + done);
 #endif
 }
 
@@ -581,7 +594,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
 #if CLUSTER > 1
     __cluster_dims__(CLUSTER, 1, 1)
 #endif
-    rows(const __grid_constant__ Job job)
+        rows(const __grid_constant__ Job job)
 {
     SHARED_MEMORY(shared_memory);
     Control *const control = (Control *)shared_memory;
@@ -593,7 +606,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
     const double divisor = divisor_of(job), inverse = job.divisor ? 1 / divisor : job.scale;
     const bool counts = divisor > 0;
     const i64 per_outer = (job.n_inner + job.tile_rows - 1) / job.tile_rows, n_tiles = job.n_outer * per_outer;
-    const i64 first = (i64)(blockIdx.x / CLUSTER) * job.tiles_per_block, last = smaller(first + job.tiles_per_block, n_tiles);
+    const i64 first = (i64)(blockIdx.x / CLUSTER) * job.tiles_per_block,
+              last = smaller(first + job.tiles_per_block, n_tiles);
     double sum = 0;
 
 #if STAGES > 0

@@ -12,7 +12,8 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
     if (!live) return 0;
     const double s = sample_weight_at(job, outer, inner);
     const i64 label = integer_at(at(job.target, outer, inner), job.target_type);
-    if ((u64)label >= (u64)job.n_classes || (job.has_ignore_index && label == job.ignore_index) || !is_weight(s)) return 0;
+    if ((u64)label >= (u64)job.n_classes || (job.has_ignore_index && label == job.ignore_index) || !is_weight(s))
+        return 0;
     return job.class_weight ? s * (double)job.class_weight[label] : s;
 }
 #elif COUNTED == 1
@@ -48,7 +49,8 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
     const i64 row = job.n_inner > 1 ? inner / job.n_classes : 0, c = inner - row * job.n_classes;
     const char *const t = at(job.target, outer, row) + c * job.target.klass;
     const double s = job.sample_weight.data
-        ? double_at(at(job.sample_weight, outer, row) + c * job.sample_weight.klass, job.sample_weight_type) : 1;
+        ? double_at(at(job.sample_weight, outer, row) + c * job.sample_weight.klass, job.sample_weight_type)
+        : 1;
     const bool is_ignored = job.has_ignore_index
         && (job.target_type < FLOAT16 ? integer_at(t, job.target_type) == job.ignore_index
                                       : double_at(t, job.target_type) == (double)job.ignore_index);
@@ -75,7 +77,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) divisor(const __grid_constant__ Job jo
 #else
 /* The sum of `count` numbers, over the divisor: one on the device, or that of the job. Where that is 0 so is the mean.
  * A sum that will be a divisor (`is_divisor`) has to be finite. */
-KERNEL __launch_bounds__(THREADS, BLOCKS) add_up(const __grid_constant__ Job job, i64 count, double host_divisor, int is_divisor, double *out)
+KERNEL __launch_bounds__(THREADS, BLOCKS)
+    add_up(const __grid_constant__ Job job, i64 count, double host_divisor, int is_divisor, double *out)
 {
     SHARED_MEMORY(shared_memory);
     double sum = 0;
