@@ -52,7 +52,7 @@ struct Options {
 };
 
 /* In float32 a weight times a finite loss may overflow; that is still a finite double. */
-static __device__ __noinline__ double wide_loss(double eps, double z, double t, double pos_weight)
+DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
 {
     const double log_sum = log1p(exp(-fabs(z)));
     const double positive = ((1 - eps) * t + eps / 2) * pos_weight, negative = (1 - eps) * (1 - t) + eps / 2;

@@ -198,7 +198,7 @@ struct Job {
 };
 
 /* Only where something is wrong, so a lock is cheap; later positions find an earlier one there and go. */
-static __device__ __noinline__ void write_down(Flaws *all, volatile int *flagged, u64 rest, i64 integer, double value)
+DEVICE void write_down(Flaws *all, volatile int *flagged, u64 rest, i64 integer, double value)
 {
     volatile Flaws *flaws = all;
     while (rest > flaws->rest)

@@ -86,7 +86,7 @@ INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE 
 # So many at once hide the latency of loads and exponentials.
 AT_WORK = (3, 4, 5)
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
-REGISTERS_OF_ROW = {"index": (80, 104), "soft": (96, 128), "activation": (64, 104)}
+REGISTERS_OF_ROW = {"index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
@@ -292,7 +292,7 @@ def elements(
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
     registers = REGISTERS_OF_ELEMENT[size]
-    if ITEM_SIZES[target_type] > 2 * size:
+    if ITEM_SIZES[target_type] > max(size, 4):
         registers += REGISTERS_OF_WIDE_TARGETS
     defines = {
         "TYPE": type_,

@@ -7,8 +7,8 @@
  * b) STAGES > 0: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
  *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
- *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at, never written.
- *    STAGES 0: any strides; every pass reads memory, or what caches kept of it.
+ *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
+ *    never written. STAGES 0: any strides; every pass reads memory, or what caches kept of it.
  * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
  *    not the last are read without gaps.
  * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of

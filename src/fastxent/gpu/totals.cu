@@ -7,7 +7,7 @@
 
 #if COUNTED == 0
 /* Of class indices: a thread has a row. */
-DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
+DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, double *of_warps)
 {
     if (!live) return 0;
     const double s = sample_weight_at(job, outer, inner);
@@ -18,7 +18,7 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
 }
 #elif COUNTED == 1
 /* Of distributions: GROUP threads have a row; its sum is that of the first. */
-DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
+DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, double *of_warps)
 {
     double sum = 0, elsewhere = 0;
     const char *const row = at(job.target, outer, inner);
@@ -30,9 +30,8 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
     for (int mask = (GROUP < 32 ? GROUP : 32) / 2; mask; mask /= 2)
         sum += shuffle(sum, mask), elsewhere += shuffle(elsewhere, mask);
 #if GROUP > 32
-    SHARED_MEMORY(shared_memory);
-    sum = sum_of_block(threadIdx.x % 32 ? 0 : sum, (double *)shared_memory);
-    elsewhere = sum_of_block(threadIdx.x % 32 ? 0 : elsewhere, (double *)shared_memory);
+    sum = sum_of_block(threadIdx.x % 32 ? 0 : sum, of_warps);
+    elsewhere = sum_of_block(threadIdx.x % 32 ? 0 : elsewhere, of_warps);
 #endif
     if (!live || threadIdx.x % GROUP) return 0;
     if (job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere == 0
@@ -43,7 +42,7 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
 }
 #elif COUNTED == 2
 /* Of elements, which are rows here: `inner` runs through [inner][class]. */
-DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live)
+DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, double *of_warps)
 {
     if (!live) return 0;
     const i64 row = job.n_inner > 1 ? inner / job.n_classes : 0, c = inner - row * job.n_classes;
@@ -69,7 +68,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) divisor(const __grid_constant__ Job jo
         const i64 row = begin + i + threadIdx.x / GROUP;
         const bool live = i + (int)threadIdx.x / GROUP < job.tile_rows && row < rows;
         const i64 kept = live ? row : rows - 1, outer = job.n_outer > 1 ? kept / per_outer : 0;
-        sum += weight_of_row(job, outer, kept - outer * per_outer, live);
+        sum += weight_of_row(job, outer, kept - outer * per_outer, live, (double *)shared_memory);
     }
     sum = sum_of_block(sum, (double *)shared_memory);
     if (threadIdx.x == 0) job.partial[blockIdx.x] = sum;
