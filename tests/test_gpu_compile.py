@@ -188,10 +188,10 @@ def test_a_sample_of_all_variants_compiles_without_spills(capability):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_variant_of_rows_compiles_without_spills(capability):
-    # Each of them for one architecture, which takes a quarter of an hour as it is; EVERYTHING=1 for all.
-    third = CAPABILITIES.index(capability)
-    check_all(rows_plans(capability)[slice(None) if EVERYTHING else slice(third, None, 3)], capability)
+def test_variants_of_rows_compile_without_spills(capability):
+    # Some hundred for each architecture, which takes minutes as it is; EVERYTHING=1 for all, which takes hours.
+    first = CAPABILITIES.index(capability)
+    check_all(rows_plans(capability)[slice(None) if EVERYTHING else slice(first, None, 12)], capability)
 
 
 @needs_compiler

@@ -70,11 +70,11 @@ LARGEST_GRID = 2**31 - 1
 
 TILE_ROW = 4 * KIB
 TILE = 16 * KIB
-# Up to this many bytes of a row, or slice of one, a block has so many threads.
-THREADS_OF_SLICE = ((8 * KIB, 128), (24 * KIB, 256), (math.inf, 512))
 TILE_THREADS = 256
 # Slices that leave room for two blocks with three stages each.
 GOOD_SLICE = 36 * KIB
+# Up to this many bytes of a row, or slice of one, a block has so many threads.
+THREADS_OF_SLICE = ((8 * KIB, 128), (GOOD_SLICE, 256), (math.inf, 512))
 MOST_STAGES = 3
 # Blocks walk through several tiles, so that the next one is on its way; few enough that all multiprocessors have some.
 TILES_PER_BLOCK = 8
@@ -86,7 +86,7 @@ INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE 
 # So many at once hide the latency of loads and exponentials.
 AT_WORK = (3, 4, 5)
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
-REGISTERS_OF_ROW = {"index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
+REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
@@ -253,7 +253,7 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         "ITEMS": items_of(call.n_classes, group, width),
         "STAGES": stages,
         "BULK": int(bulk and stages > 0),
-        "BLOCKS": resident_blocks(call.task, soft, size, threads, stages, shared, capability),
+        "BLOCKS": resident_blocks(call, soft, threads, stages, cluster, shared, capability),
     }
     assert n_rows >= 1
     assert blocks * cluster <= LARGEST_GRID
@@ -271,9 +271,17 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     )
 
 
-def resident_blocks(task: str, soft: bool, size: int, threads: int, stages: int, shared: int, capability: int) -> int:
+def resident_blocks(
+    call: Rows, soft: bool, threads: int, stages: int, cluster: int, shared: int, capability: int
+) -> int:
     """How many blocks a multiprocessor shall hold: those that shared memory and registers allow."""
-    kind = "activation" if TASKS[task] > 1 else "soft" if soft or task == "focal" else "index"
+    size = ITEM_SIZES[call.type]
+    if TASKS[call.task] > TASKS["focal"]:
+        kind = "activation"
+    elif soft or call.task == "focal":
+        kind = "soft"
+    else:
+        kind = "index" if call.hessian or cluster > 1 else "plain"
     registers = REGISTERS_OF_ROW[kind][size == 8] + (REGISTERS_OF_STRIDES if stages == 0 else 0)
     by_registers = REGISTERS // (threads * min(registers, 128))
     by_memory = shared_memory_of(capability)[1] // (shared + KIB)
