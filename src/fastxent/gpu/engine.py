@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import sys
 from importlib.resources import files
+from itertools import chain
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from fastxent.gpu import plan as planning
 from fastxent.gpu.plan import FLOAT16, FLOAT64, ITEM_SIZES, TASKS, TYPES, Plan
@@ -26,28 +29,50 @@ BAD_WEIGHT, BAD_TARGET, BAD_DIVISOR = range(3)
 CALL_BITS, KIND_BITS, POSITION_BITS = 22, 2, 40
 OPTIONS = ("-std=c++17",)
 
-_ARRAY = np.dtype([(name, np.int64) for name in ("data", "outer", "inner", "klass")])
 _ARRAYS = ("logits", "target", "sample_weight", "pos_weight", "loss", "grad", "hess")
-# The struct Job of numbers.cuh.
-_JOB = np.dtype(
-    [(name, _ARRAY) for name in _ARRAYS]
-    + [(name, np.int64) for name in ("class_weight", "divisor", "partial", "flaws", "flagged")]
-    + [(name, np.int64) for name in ("n_outer", "n_inner", "n_classes", "ignore_index")]
-    + [(name, np.float64) for name in ("label_smoothing", "gamma", "alpha", "scale")]
-    + [("call", np.uint64)]
-    + [
-        (name, np.int32)
-        for name in (
-            "has_ignore_index",
-            "target_type",
-            "sample_weight_type",
-            "tile_rows",
-            "tiles_per_block",
-            "stage_bytes",
+_ALL_ABSENT = ((0, 0, 0, 0),) * len(_ARRAYS)
+_type_of_dtype: dict[np.dtype[Any], int] = {}
+
+
+class Fields:
+    """The struct Job of numbers.cuh: address and strides of each array, then the rest in its order."""
+
+    _packed = Struct("28q 5q 4q 4d Q 6i")
+    _by_value = np.dtype(f"V{_packed.size}")
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, tuple[int, int, int, int]] = {}
+        self.class_weight = self.divisor = self.partial = self.flaws = self.flagged = 0
+        self.shape = 0, 0, 0
+        self.ignore_index: int | None = None
+        self.options = 0.0, 0.0, -1.0  # label_smoothing, gamma, alpha
+        self.scale = 1.0
+        self.call = self.target_type = self.sample_weight_type = 0
+        self.geometry = 1, 1, 0  # tile_rows, tiles_per_block, stage_bytes
+
+    def by_value(self) -> npt.NDArray[np.void]:
+        """The bytes, as CuPy passes structures to kernels: an array of size one."""
+        packed = self._packed.pack(
+            *chain.from_iterable(map(self.arrays.get, _ARRAYS, _ALL_ABSENT)),
+            *(self.class_weight, self.divisor, self.partial, self.flaws, self.flagged),
+            *self.shape,
+            self.ignore_index or 0,
+            *self.options,
+            self.scale,
+            self.call,
+            self.ignore_index is not None,
+            *(self.target_type, self.sample_weight_type),
+            *self.geometry,
         )
-    ],
-    align=True,
-)
+        return np.frombuffer(packed, self._by_value)
+
+
+def type_of(dtype: np.dtype[Any]) -> int:
+    """The number that the kernels know a type by; looking up its name takes longer than all else."""
+    number = _type_of_dtype.get(dtype)
+    if number is None:
+        number = _type_of_dtype[dtype] = TYPES[dtype.name]
+    return number
 
 
 class Flaw(NamedTuple):
@@ -72,6 +97,7 @@ class _Device:
         self.pinned = cupy.cuda.alloc_pinned_memory(8)
         self.flagged = np.frombuffer(self.pinned, np.int32, 1)
         self.flagged[0] = 0
+        self.addresses: tuple[int, int] = self.flaws.data.ptr, self.flagged.ctypes.data
 
     def launch(self, cupy: Any, plan: Plan, *arguments: Any) -> None:
         """Queue a kernel on the current stream."""
@@ -131,40 +157,32 @@ class Job:
         alpha: float | None = None,
     ) -> None:
         self.task, self.inputs, self.label_smoothing = task, inputs, label_smoothing
-        self.type = TYPES[logits.dtype.name]
+        self.type = type_of(logits.dtype)
         real = np.float64 if self.type == FLOAT64 else np.float32
         if class_weight is not None:
             class_weight = sys.modules["cupy"].ascontiguousarray(class_weight, real)
         if pos_weight is not None and pos_weight.dtype != real:
             pos_weight = pos_weight.astype(real)
-        self.arrays = dict(
-            zip(_ARRAYS, (logits, target, sample_weight, pos_weight, loss, grad, hess), strict=True),
-            class_weight=class_weight,
-        )
-        self.shape = self._bind()
-        self.target_type = planning.INT64 if target is None else TYPES[target.dtype.name]
-        job = self.bound
-        job["class_weight"] = 0 if class_weight is None else class_weight.data.ptr
-        job["n_outer"], job["n_inner"], job["n_classes"] = self.shape
-        job["has_ignore_index"], job["ignore_index"] = ignore_index is not None, ignore_index or 0
-        job["label_smoothing"], job["gamma"], job["alpha"] = label_smoothing, gamma, -1 if alpha is None else alpha
-        job["target_type"] = self.target_type
-        job["sample_weight_type"] = 0 if sample_weight is None else TYPES[sample_weight.dtype.name]
-
-    def _bind(self) -> tuple[int, int, int]:
-        """Addresses and strides; an axis of length 1 becomes the outer one."""
-        logits = self.arrays["logits"]
-        self.bound = np.zeros((), _JOB)
+        arrays = zip(_ARRAYS, (logits, target, sample_weight, pos_weight, loss, grad, hess), strict=True)
+        self.arrays = {name: array for name, array in arrays if array is not None}
+        self.class_weight = class_weight
+        self.fields = fields = Fields()
         n_outer, n_inner, n_classes = logits.shape
+        # An axis of length 1 becomes the outer one.
         swap = n_inner == 1
-        for name in _ARRAYS:
-            array = self.arrays[name]
-            if array is not None:
-                outer, inner, *klass = array.strides
-                if swap:
-                    outer, inner = inner, outer
-                self.bound[name] = array.data.ptr, outer, inner, klass[0] if klass else 0
-        return (1, n_outer, n_classes) if swap else (n_outer, n_inner, n_classes)
+        self.shape: tuple[int, int, int] = (1, n_outer, n_classes) if swap else (n_outer, n_inner, n_classes)
+        fields.shape = self.shape
+        for name, array in self.arrays.items():
+            outer, inner, *klass = array.strides
+            klass_or_none = klass[0] if klass else 0
+            fields.arrays[name] = (
+                (array.data.ptr, inner, outer, klass_or_none) if swap else (array.data.ptr, outer, inner, klass_or_none)
+            )
+        fields.class_weight = 0 if class_weight is None else class_weight.data.ptr
+        fields.ignore_index = ignore_index
+        fields.options = label_smoothing, gamma, -1 if alpha is None else alpha
+        fields.target_type = self.target_type = planning.INT64 if target is None else type_of(target.dtype)
+        fields.sample_weight_type = 0 if sample_weight is None else type_of(sample_weight.dtype)
 
     @property
     def is_elementwise(self) -> bool:
@@ -172,13 +190,13 @@ class Job:
         return TASKS[self.task] >= TASKS["binary_cross_entropy"]
 
     def _strides(self, name: str) -> tuple[int, int]:
-        return int(self.bound[name]["inner"]), int(self.bound[name]["klass"])
+        return self.fields.arrays[name][2:]
 
     def layout(self) -> str:
         """How the rows of logits, gradient and Hessian lie; see ``plan.Rows``."""
         _, n_inner, n_classes = self.shape
         size = ITEM_SIZES[self.type]
-        strides = [self._strides(name) for name in ("logits", "grad", "hess") if self.arrays[name] is not None]
+        strides = [self._strides(name) for name in ("logits", "grad", "hess") if name in self.arrays]
         if all(klass == size or n_classes == 1 for _, klass in strides):
             return "packed" if n_inner == 1 or all(s == n_classes * size for s, _ in strides) else "rows"
         inner, klass = strides[0]
@@ -187,14 +205,14 @@ class Job:
     def is_flat(self) -> bool:
         """Whether all arrays are runs without gaps; weights may be repeated."""
         return self.shape[:2] == (1, 1) and all(
-            array is None or self._strides(name)[1] == array.dtype.itemsize
+            self._strides(name)[1] == array.dtype.itemsize
             for name, array in self.arrays.items()
             if name in ("logits", "target", "loss", "grad", "hess")
         )
 
     def plan(self, capability: int, has_clusters: bool) -> Plan:
         """Which kernel computes it."""
-        hessian = self.arrays["hess"] is not None
+        hessian = "hess" in self.arrays
         n_outer, n_inner, n_classes = self.shape
         if self.is_elementwise:
             return planning.elements(
@@ -223,13 +241,11 @@ class Job:
     def divisor_on_host(self) -> int | None:
         """Return what this job adds to the divisor of the mean, where no array has to be looked at."""
         has_labels = self.is_elementwise or self.target_type < FLOAT16
-        unweighted = self.arrays["sample_weight"] is None and (
-            self.is_elementwise or self.arrays["class_weight"] is None
-        )
-        if not (has_labels and unweighted) or self.bound["has_ignore_index"]:
+        weighted = "sample_weight" in self.arrays or (self.class_weight is not None and not self.is_elementwise)
+        if not has_labels or weighted or self.fields.ignore_index is not None:
             return None
         n_outer, n_inner, n_classes = self.shape
-        return n_outer * n_inner * (n_classes if self.is_elementwise else 1)
+        return int(n_outer * n_inner * (n_classes if self.is_elementwise else 1))
 
     def divisor_plan(self) -> Plan:
         """Which kernel finds that out."""
@@ -246,21 +262,19 @@ class Job:
         )
 
 
-def _bind_flaws(job: Any, device: _Device, call: int) -> None:
-    job["flaws"], job["flagged"] = device.flaws.data.ptr, device.flagged.ctypes.data
-    job["call"] = call % (1 << CALL_BITS)
+def _bind_flaws(fields: Fields, device: _Device, call: int) -> None:
+    fields.flaws, fields.flagged = device.addresses
+    fields.call = call % (1 << CALL_BITS)
 
 
 def _launch_jobs(cupy: Any, device: _Device, launches: list[tuple[Job, Plan]], partials: Any) -> None:
     """Launch a kernel for each job; its partial sums go where those of the jobs before end."""
-    begin = 0
+    address = 0 if partials is None else partials.data.ptr
     for job, plan in launches:
-        bound = job.bound
-        bound["partial"] = 0 if partials is None else partials.data.ptr + 8 * begin
-        bound["tile_rows"], bound["tiles_per_block"] = plan.tile_rows, plan.tiles_per_block
-        bound["stage_bytes"] = plan.stage_bytes
-        device.launch(cupy, plan, bound.copy().reshape(1))
-        begin += plan.partials
+        job.fields.partial = address
+        job.fields.geometry = plan.tile_rows, plan.tiles_per_block, plan.stage_bytes
+        device.launch(cupy, plan, job.fields.by_value())
+        address += 8 * plan.partials if address else 0
 
 
 def _add_up(
@@ -268,12 +282,12 @@ def _add_up(
 ) -> Any:
     """Return the sum of the partial sums, over the divisor, as an array of no dimension."""
     result = cupy.empty((), np.float64)
-    job = np.zeros((), _JOB)
-    _bind_flaws(job, device, call)
-    job["partial"] = partials.data.ptr
-    job["divisor"] = 0 if divisor is None else divisor.data.ptr
-    arguments = np.int64(partials.size), np.float64(host_divisor), np.int32(is_divisor), np.int64(result.data.ptr)
-    device.launch(cupy, planning.total(), job.reshape(1), *arguments)
+    fields = Fields()
+    _bind_flaws(fields, device, call)
+    fields.partial = partials.data.ptr
+    fields.divisor = 0 if divisor is None else divisor.data.ptr
+    arguments = partials.size, float(host_divisor), np.int32(is_divisor), result
+    device.launch(cupy, planning.total(), fields.by_value(), *arguments)
     return result
 
 
@@ -282,7 +296,6 @@ def _has_clusters(cupy: Any, device: _Device) -> bool:
     if device.has_clusters is None:
         device.has_clusters = True
         job = Job("softmax", cupy.zeros((1, 1, 1 << 14), np.float32), grad=cupy.empty((1, 1, 1 << 14), np.float32))
-        job.bound["scale"] = 1
         try:
             _launch_jobs(cupy, device, [(job, job.plan(device.capability, True))], None)
         except Exception:  # noqa: BLE001 - the driver's, whatever its class: plans do without
@@ -303,7 +316,7 @@ def evaluate(jobs: list[Job], *, reduction: str = "none") -> Any:
     _calls += len(jobs)
     divisor, host_divisor = None, 1.0
     for number, job in enumerate(jobs, first):
-        _bind_flaws(job.bound, device, number)
+        _bind_flaws(job.fields, device, number)
     if reduction == "mean":
         known = [job.divisor_on_host() for job in jobs]
         if None in known:
@@ -314,10 +327,10 @@ def evaluate(jobs: list[Job], *, reduction: str = "none") -> Any:
         else:
             host_divisor = float(sum(n for n in known if n is not None))
     for job in jobs:
-        job.bound["divisor"] = 0 if divisor is None else divisor.data.ptr
-        job.bound["scale"] = 1 / host_divisor
+        job.fields.divisor = 0 if divisor is None else divisor.data.ptr
+        job.fields.scale = 1 / host_divisor
     launches = [(job, job.plan(device.capability, has_clusters=True)) for job in jobs]
-    if any(dict(plan.defines).get("CLUSTER", 1) > 1 for _, plan in launches) and not _has_clusters(cupy, device):
+    if any(plan.cluster > 1 for _, plan in launches) and not _has_clusters(cupy, device):
         launches = [(job, job.plan(device.capability, has_clusters=False)) for job in jobs]
     sums = None if reduction == "none" else cupy.empty(sum(plan.partials for _, plan in launches), np.float64)
     _launch_jobs(cupy, device, launches, sums)

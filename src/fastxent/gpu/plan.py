@@ -108,6 +108,7 @@ class Plan:
     tiles_per_block: int = 1
     stage_bytes: int = 0
     partials: int = 1
+    cluster: int = 1
 
     def define(self, name: str) -> int:
         """Return the value of one of the defines."""
@@ -268,6 +269,7 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         tiles_per_block,
         stage,
         blocks,
+        cluster,
     )
 
 
