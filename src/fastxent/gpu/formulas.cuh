@@ -42,8 +42,8 @@ DEVICE REAL exponential(REAL z, REAL m)
 DEVICE REAL log_sum_exp(const Softmax &row, REAL sum_of_all)
 { return !is_finite(row.max) && sum_of_all == sum_of_all ? row.max : row.max + row.log_sum; }
 
-/* sum * (1 - p_c). */
-DEVICE REAL complement(const Softmax &row, REAL e) { return e == 1 ? row.others : row.sum - e; }
+/* sum * (1 - p_c). An approximate exponential may be a little larger than 1. */
+DEVICE REAL complement(const Softmax &row, REAL e) { return e >= 1 ? row.others : row.sum - e; }
 
 /* Target mass w ((1 - eps) t + eps / K') of a class; masked ones get nothing of the smoothing. */
 DEVICE REAL target_mass(REAL z, REAL t, REAL weight, REAL one_minus_eps, REAL uniform, REAL masked)

@@ -229,7 +229,32 @@ int launch_with(void (*kernel)(A...), void **arguments, std::index_sequence<I...
 template <class... A> int launch(void (*kernel)(A...), void **arguments, int grid, int threads, int cluster, size_t shared)
 { return launch_with(kernel, arguments, std::index_sequence_for<A...>(), grid, threads, cluster, shared); }
 
+/* As wrong as the CUDA C++ Programming Guide (Mathematical Functions) and the PTX ISA (ex2.approx) allow, either way. */
+template <class T> inline T inexact(T exact, int most_ulp)
+{
+    u64 bits = 0;
+    memcpy(&bits, &exact, sizeof exact);
+    const u64 mixed = bits * 0x9E3779B97F4A7C15ull >> 40;
+    const T ulp = std::nextafter(std::fabs(exact), (T)INFINITY) - std::fabs(exact);
+    if (exact == 0 || exact == 1 || !std::isfinite(exact)) return exact;
+    return exact + (T)((int)(mixed % (2 * most_ulp + 1)) - most_ulp) * ulp;
+}
+
+inline float float_exp(float x) { return inexact((float)std::exp((double)x), 2); }
+inline float float_log(float x) { return inexact((float)std::log((double)x), 1); }
+inline float float_log1p(float x) { return inexact((float)std::log1p((double)x), 1); }
+inline double double_exp(double x) { return inexact(std::exp(x), 1); }
+inline double double_log(double x) { return inexact(std::log(x), 1); }
+inline double double_log1p(double x) { return inexact(std::log1p(x), 1); }
+
 } // namespace emulator
+
+#define expf emulator::float_exp
+#define logf emulator::float_log
+#define log1pf emulator::float_log1p
+#define exp emulator::double_exp
+#define log emulator::double_log
+#define log1p emulator::double_log1p
 
 /* ---- the language ---- */
 
@@ -294,7 +319,7 @@ DEVICE u16 to_bfloat16(float x)
     if (x != x) return 0x7fff;
     return (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-DEVICE float power_of_two(float x) { return exp2f(x); }
+DEVICE float power_of_two(float x) { return emulator::inexact(exp2f(x), 2); }
 
 template <class T> DEVICE T shuffle(T x, int mask)
 {

@@ -48,7 +48,7 @@ def precompiled_header():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
             built = Path(folder) / "emulator.h.gch"
             subprocess.run([COMPILER, *OPTIONS, "-x", "c++-header", HEADER, "-o", built], check=True)
-            header.write_text(f'#include "{HEADER}"\n')
+            header.write_text(HEADER.read_text())
             built.rename(header.with_suffix(".h.gch"))
     return header
 
