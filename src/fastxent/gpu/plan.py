@@ -91,6 +91,7 @@ REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
 REGISTERS_OF_WIDE_TARGETS = 40
+REGISTERS_OF_HESSIAN = 16
 COUNTED_PER_BLOCK = 8192
 
 
@@ -304,6 +305,8 @@ def elements(
     registers = REGISTERS_OF_ELEMENT[size]
     if ITEM_SIZES[target_type] > max(size, 4):
         registers += REGISTERS_OF_WIDE_TARGETS
+    elif hessian:
+        registers += REGISTERS_OF_HESSIAN
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
