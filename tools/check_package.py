@@ -12,7 +12,8 @@ import venv
 import zipfile
 from pathlib import Path
 
-ALLOWED_SUFFIXES = {".py", ".pyi", ".typed", ".so", ".pyd", ""}
+# The kernels of the GPU are compiled where they run.
+ALLOWED_SUFFIXES = {".py", ".pyi", ".typed", ".so", ".pyd", ".cu", ".cuh", ""}
 LARGEST_WHEEL = 500_000
 IN_SDIST = (
     "src/fastxent/cpu/engine.pyx",
@@ -44,6 +45,7 @@ def check_wheel(wheel: Path) -> None:
     extensions = [n for n in code if n.endswith((".so", ".pyd"))]
     expect(len(extensions) == 1, f"exactly one extension expected, found {extensions}")
     expect("abi3" in wheel.name, f"a stable-ABI wheel expected, built {wheel.name}")
+    expect("fastxent/gpu/rows.cu" in code, "the kernels of the GPU are missing")
     strange = [n for n in code if Path(n).suffix not in ALLOWED_SUFFIXES]
     expect(not strange, f"files that do not belong into a wheel: {strange}")
     expect(wheel.stat().st_size < LARGEST_WHEEL, f"{wheel.stat().st_size} bytes, at most {LARGEST_WHEEL}")

@@ -1,4 +1,4 @@
-"""Check that the C code is as .clang-format wants it, and has no line that is too long; ``--apply`` formats."""
+"""Check that the C and CUDA code is as .clang-format wants it, and has no line that is too long; ``--apply`` formats."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LINE = 120
+SUFFIXES = {".c", ".h", ".cu", ".cuh"}
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tool = Path(sys.executable).with_name("clang-format")
     n_lines = n_changed = n_long = 0
-    for file in sorted(p for p in (ROOT / "src").rglob("*.[ch]") if p.name != "engine.c"):
+    for file in sorted(p for p in (ROOT / "src").rglob("*.*") if p.suffix in SUFFIXES and p.name != "engine.c"):
         before = file.read_text().splitlines()
         formatted = subprocess.run([str(tool), str(file)], capture_output=True, text=True, check=True).stdout
         changes = list(difflib.unified_diff(before, formatted.splitlines(), str(file), str(file), lineterm=""))

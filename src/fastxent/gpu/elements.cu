@@ -1,0 +1,196 @@
+/* What is computed element by element: binary losses and sigmoids.
+ *
+ * Design
+ * a) WIDTH > 1: arrays without gaps, all seen as one axis. A thread takes vectors of 16 bytes of the logits, counted
+ *    from the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are
+ *    aligned.
+ * b) WIDTH 1: any strides.
+ * c) A block has a fixed run of elements, and leaves one sum.
+ */
+enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
+#define IS_LOSS (TASK <= 6)
+#define ITEM ((int)sizeof(STORED))
+
+/* WIDTH neighbours at once, if they lie so that this is possible. */
+template <class T> struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Run {
+    T item[WIDTH];
+};
+template <class T> DEVICE bool is_aligned(const char *p) { return ((u64)p & (alignof(Run<T>) - 1)) == 0; }
+template <class T> DEVICE Run<T> load_run(const char *p, i64 stride)
+{
+    if (stride == sizeof(T) && is_aligned<T>(p)) return *(const Run<T> *)p;
+    Run<T> run;
+#pragma unroll
+    for (int q = 0; q < WIDTH; q++) run.item[q] = *(const T *)(p + q * stride);
+    return run;
+}
+
+/* Where an element lies. */
+struct Position {
+    i64 outer, inner, klass, number;
+};
+
+DEVICE Position position_of(const Job &job, i64 number)
+{
+    Position position = {0, 0, number, number};
+    if (WIDTH == 1 && job.n_outer * job.n_inner > 1) {
+        const i64 row = number / job.n_classes;
+        position.klass = number - row * job.n_classes;
+        position.outer = row / job.n_inner;
+        position.inner = row - position.outer * job.n_inner;
+    }
+    return position;
+}
+DEVICE char *place_of(const Array &array, const Position &i)
+{ return at(array, i.outer, i.inner) + i.klass * array.klass; }
+
+#if IS_LOSS
+struct Options {
+    REAL one_minus_eps, half_eps, scale; /* of an element of weight 1 */
+    double inverse, gamma;               /* of the divisor; of the focal loss */
+    bool counts;
+};
+
+/* In float32 a weight times a finite loss may overflow; that is still a finite double. */
+DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
+{
+    const double log_sum = log1p(exp(-fabs(z)));
+    const double positive = ((1 - eps) * t + eps / 2) * pos_weight, negative = (1 - eps) * (1 - t) + eps / 2;
+    const double minus_log_p = INPUTS == 2 ? -log(z) : fmax(-z, 0.0) + log_sum;
+    const double minus_log_q = INPUTS == 2 ? -log1p(-z) : fmax(z, 0.0) + log_sum;
+    return (positive == 0 ? 0 : positive * minus_log_p) + (negative == 0 ? 0 : negative * minus_log_q);
+}
+
+/* The results of one element; returns its loss with its weight. */
+DEVICE double compute(
+    const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
+{
+    const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
+    bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
+    if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
+#if TARGET < 8
+    const i64 integer = integer_at((const char *)&stored, TARGET);
+    is_ignored = job.has_ignore_index && integer == job.ignore_index;
+    is_bad_target = (u64)integer > 1;
+    const REAL t = (REAL)(integer & 1);
+#else
+    const i64 integer = 0;
+    const REAL t = number_of<TARGET, REAL>(stored);
+    /* Compared as it is: rounded to REAL it might become what is allowed. */
+    const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
+    if (job.has_ignore_index) is_ignored = (double)exact == (double)job.ignore_index;
+    is_bad_target = !(exact >= 0 && exact <= 1);
+#endif
+    if (is_bad_target && !is_ignored) {
+        report(job, BAD_TARGET, i.number, integer, number_of<TARGET, double>(stored));
+        is_wrong = true;
+    }
+    const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;
+    const REAL pos_weight = job.pos_weight.data ? *(const REAL *)place_of(job.pos_weight, i) : (REAL)1;
+    Masses masses = masses_of(t, options.one_minus_eps, options.half_eps);
+    REAL counted = 1;
+#if TASK == 6
+    const REAL alpha =
+        job.alpha < 0 ? (REAL)1 : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
+    counted = alpha;
+    results = binary_focal_of(logit_of(z), masses, options.gamma, alpha, scale);
+    double value = (double)results.value;
+#else
+    masses.positive *= pos_weight;
+    counted = masses.positive + masses.negative;
+#if INPUTS == 2
+    results = probability_of(z, masses, scale);
+#else
+    results = binary_of(logit_of(z), masses, scale);
+#endif
+    double value = (double)results.value;
+#if !REAL_IS_DOUBLE
+    if (results.value == (REAL)INFINITE && is_finite(z))
+        value = wide_loss(job.label_smoothing, (double)z, (double)t, (double)pos_weight);
+#endif
+#endif
+    if (is_wrong || is_ignored || !(s > 0) || !options.counts || !(counted > 0)) {
+        results.grad = results.hess = 0;
+        return is_wrong ? (double)NOT_A_NUMBER : 0;
+    }
+    return s * value;
+}
+#endif
+
+DEVICE bool is_element(i64 number, i64 count) { return (u64)number < (u64)count; }
+
+DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool whole, const STORED *item)
+{
+    char *const to = place_of(array, i);
+    if (WIDTH > 1 && whole && ((u64)to & 15) == 0) {
+        Vector16 v;
+        memcpy(&v, item, sizeof v < WIDTH * sizeof(STORED) ? sizeof v : WIDTH * sizeof(STORED));
+        store_streaming(to, v);
+    } else
+#pragma unroll
+        for (int q = 0; q < WIDTH; q++)
+            if (is_element(i.number + q, count)) *(STORED *)(to + q * array.klass) = item[q];
+}
+
+KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job job)
+{
+    SHARED_MEMORY(shared_memory);
+    enum { VECTORS = 4 }; /* of every thread */
+    const i64 count = job.n_outer * job.n_inner * job.n_classes;
+    const i64 lead = WIDTH > 1 ? ((u64)job.logits.data & 15) / ITEM : 0;
+    const i64 begin = (i64)blockIdx.x * (THREADS * VECTORS) + threadIdx.x;
+    double sum = 0;
+#if IS_LOSS
+    const double divisor = divisor_of(job);
+    const double inverse = job.divisor ? 1 / divisor : job.scale;
+    const Options options = {(REAL)(1 - job.label_smoothing), (REAL)(job.label_smoothing / 2),
+        scale_of(job, 1, inverse), inverse, usable_gamma(job.gamma), divisor > 0};
+#endif
+#pragma unroll 1
+    for (int k = 0; k < VECTORS; k++) {
+        const i64 number = (begin + k * THREADS) * WIDTH - lead;
+        if (number >= count || number + WIDTH <= 0) continue;
+        const bool whole = number >= 0 && number + WIDTH <= count;
+        const Position i = position_of(job, number);
+        STORED z[WIDTH] = {}, grad[WIDTH], hess[WIDTH], loss[WIDTH];
+        const char *from = place_of(job.logits, i);
+        if (WIDTH > 1 && whole) {
+            const Vector16 v = load_streaming(from);
+            memcpy(z, &v, WIDTH * sizeof(STORED) < sizeof v ? WIDTH * sizeof(STORED) : sizeof v);
+        } else
+            for (int q = 0; q < WIDTH; q++)
+                if (is_element(number + q, count)) z[q] = *(const STORED *)(from + q * job.logits.klass);
+#if IS_LOSS
+        typedef Stored<TARGET>::type T;
+        const char *const targets = place_of(job.target, i);
+        Run<T> t = {};
+        if (whole) t = load_run<T>(targets, job.target.klass);
+        else
+            for (int q = 0; q < WIDTH; q++)
+                if (is_element(number + q, count)) t.item[q] = *(const T *)(targets + q * job.target.klass);
+#endif
+#pragma unroll
+        for (int q = 0; q < WIDTH; q++) {
+            const REAL x = real_of(z[q]);
+#if TASK == 7
+            grad[q] = stored_of(sigmoid_of(x));
+#elif TASK == 8
+            grad[q] = stored_of(log_sigmoid_of(x));
+#else
+            if (!whole && !is_element(number + q, count)) continue;
+            Results results;
+            const Position here = {i.outer, i.inner, i.klass + q, number + q};
+            const double value = compute(job, options, here, x, t.item[q], results);
+            sum += value;
+            grad[q] = stored_of(results.grad), hess[q] = stored_of(results.hess), loss[q] = stored_of((REAL)value);
+#endif
+        }
+        if (job.grad.data) put_vector(job.grad, i, count, whole, grad);
+#if IS_LOSS
+        if (HESSIAN && job.hess.data) put_vector(job.hess, i, count, whole, hess);
+        if (job.loss.data) put_vector(job.loss, i, count, whole, loss);
+#endif
+    }
+    sum = sum_of_block(sum, (double *)shared_memory);
+    if (threadIdx.x == 0 && job.partial) job.partial[blockIdx.x] = sum;
+}
