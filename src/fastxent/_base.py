@@ -144,10 +144,6 @@ class Loss(ABC):
         n_derivatives: int = 0,
     ) -> tuple[Any, Array | None, Array | None]:
         """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
-
-        def compute(run: Run) -> tuple[Any, Array | None, Array | None]:
-            return self._results(run, logits, target, sample_weight, grad_out, hess_out, n_derivatives)
-
         # NumPy first, and in line: calls on small arrays cost what Python costs.
         if (
             type(logits) is _NUMPY
@@ -158,7 +154,12 @@ class Loss(ABC):
         ):
             return self._results(run_on_cpu, logits, target, sample_weight, grad_out, hess_out, n_derivatives)
         return _dispatch.call(
-            compute, logits=logits, target=target, sample_weight=sample_weight, grad_out=grad_out, hess_out=hess_out
+            lambda run: self._results(run, logits, target, sample_weight, grad_out, hess_out, n_derivatives),
+            logits=logits,
+            target=target,
+            sample_weight=sample_weight,
+            grad_out=grad_out,
+            hess_out=hess_out,
         )
 
     def _results(

@@ -30,11 +30,16 @@ LARGEST = float(np.finfo(np.float64).max)
 
 
 def fail(
-    error: type[Exception], argument: str, rule: str, got: object, index: int | tuple[int, ...] | None = None
+    error: type[Exception],
+    argument: str,
+    rule: str,
+    got: object,
+    index: int | tuple[int, ...] | None = None,
+    note: str = "",
 ) -> NoReturn:
     """Raise ``error`` in the grammar of this library."""
     where = "" if index is None or index == () else f" at index {index}"
-    raise error(f"{argument} must {rule}; got {got}{where}")
+    raise error(f"{argument} must {rule}; got {got}{where}{note}")
 
 
 def plain(value: Any) -> Any:
@@ -428,6 +433,7 @@ def _as_doubles(array: Array) -> Array:
 
 
 SAMPLE_WEIGHT_RULE = "be finite and >= 0"
+FINITE_SUM = "have a finite sum"
 
 
 def target_rule(soft: bool, k: int, ignore_index: int | None) -> str:

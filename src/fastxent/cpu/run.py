@@ -30,6 +30,7 @@ class CpuRun(Run):
         loss: Array | None,
         outputs: tuple[Array | None, ...],
         target: Array,
+        sample_weight: Array | None,
         given_weight: Any,
         rule: Callable[[], str],
         explain_target: Callable[[Array], NoReturn],
@@ -46,7 +47,7 @@ class CpuRun(Run):
         if flaws:
             explain_target(target)
         if reduction == "mean" and not isfinite(divisor):
-            _check.fail(ValueError, blamed, "have a finite sum", divisor)
+            _check.fail(ValueError, blamed, _check.FINITE_SUM, divisor)
         if reduction == "mean" and divisor == 0:
             for out in outputs:
                 if out is not None:
