@@ -142,30 +142,27 @@ class Loss(ABC):
         grad_out: Any = None,
         hess_out: Any = None,
         n_derivatives: int = 0,
+        run: Run | None = None,
     ) -> tuple[Any, Array | None, Array | None]:
         """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
-        # NumPy first, and in line: calls on small arrays cost what Python costs.
-        if (
-            type(logits) is _NUMPY
-            and type(target) is _NUMPY
-            and (sample_weight is None or type(sample_weight) is _NUMPY)
-            and (grad_out is None or type(grad_out) is _NUMPY)
-            and (hess_out is None or type(hess_out) is _NUMPY)
-        ):
-            return self._results(run_on_cpu, logits, target, sample_weight, grad_out, hess_out, n_derivatives)
-        return _dispatch.call(
-            lambda run: self._results(run, logits, target, sample_weight, grad_out, hess_out, n_derivatives),
-            logits=logits,
-            target=target,
-            sample_weight=sample_weight,
-            grad_out=grad_out,
-            hess_out=hess_out,
-        )
-
-    def _results(
-        self, run: Run, logits: Any, target: Any, sample_weight: Any, grad_out: Any, hess_out: Any, n_derivatives: int
-    ) -> tuple[Any, Array | None, Array | None]:
-        """Return them on the side the arrays lie on."""
+        if run is None:
+            # The CPU in line: calls on small arrays cost what Python costs.
+            if not (
+                (type(logits) is _NUMPY or type(logits) is list)
+                and (type(target) is _NUMPY or type(target) is list)
+                and (sample_weight is None or type(sample_weight) is _NUMPY)
+                and (grad_out is None or type(grad_out) is _NUMPY)
+                and (hess_out is None or type(hess_out) is _NUMPY)
+            ):
+                return _dispatch.call(
+                    lambda run: self._evaluate(logits, target, sample_weight, grad_out, hess_out, n_derivatives, run),
+                    logits=logits,
+                    target=target,
+                    sample_weight=sample_weight,
+                    grad_out=grad_out,
+                    hess_out=hess_out,
+                )
+            run = run_on_cpu
         source = _check.logits("logits", logits, least_ndim=self._least_ndim, xp=run.xp)
         targets, weights = self._checked(run, source, target, sample_weight)
         scores = _check.native("logits", source)
@@ -242,9 +239,11 @@ class Outputs:
     ):
         """Check or make them; ``source`` is the array the user passed as logits, ``inputs`` what they must not overlap."""
         self.results: list[Array] = []
+        self._written: list[Array] = []
         for name, out in (("grad_out", grad_out), ("hess_out", hess_out))[:n_derivatives]:
             if out is None:
                 self.results.append(run.empty_like(scores))
+                self._written.append(self.results[-1])
                 continue
             _check.output(name, out, scores.shape, source.dtype, run.xp)
             if name == "grad_out":
@@ -253,7 +252,7 @@ class Outputs:
                 _check.apart(name, out, logits=source, grad_out=self.results[0])
             _check.apart(name, out, **inputs)
             self.results.append(out)
-        self._written = [run.writable(name, r) for name, r in zip(("grad_out", "hess_out"), self.results, strict=False)]
+            self._written.append(run.writable(name, out))
         self.grad, self.hess = (*self._written, None, None)[:2]
 
     def with_value(self, value: Any) -> tuple[Any, Array | None, Array | None]:

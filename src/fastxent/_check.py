@@ -26,6 +26,9 @@ INPUTS = ("logits", "log_probs", "probs")
 BINARY_INPUTS = ("logits", "probs")
 # Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
 OVERLAP_WORK: Any = 10_000
+# What targets must be: in [0, n_classes) or probabilities; in [0, 1], of binary losses, where that is None; or equal to
+# ignore_index. The dtype of the logits says where they must be finite.
+Expected = tuple[int | None, int | None, np.dtype[Any]]
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -190,17 +193,6 @@ def _weight(argument: str, value: Any, index: int | None = None) -> float:
 # ---- arrays ----
 
 
-def array_of(values: Any, xp: Any) -> Array:
-    """An array of this namespace; numbers become arrays of the GPU where the others are."""
-    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
-    return array
-
-
-def is_native(array: Array) -> bool:
-    """Whether an array is in the machine's byte order and aligned."""
-    return array.dtype.isnative and array.flags.aligned
-
-
 def native(argument: str, array: Any) -> Array:
     """The array in the machine's byte order and aligned; a copy only where it is not. The GPU can make none."""
     if not isinstance(array, np.ndarray):
@@ -209,7 +201,7 @@ def native(argument: str, array: Any) -> Array:
             place |= stride
         if place % array.itemsize or not array.dtype.isnative:
             fail(ValueError, argument, "be aligned and in native byte order on the GPU", f"{array.dtype} at {place}")
-    elif not is_native(array):
+    elif not (array.dtype.isnative and array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="), order="K")
     native_array: Array = array
     return native_array
@@ -229,7 +221,7 @@ def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def logits(argument: str, values: Any, *, least_ndim: int = 1, xp: Any = np) -> Array:
     """An array of a half, single or double floating type; lists, integers and booleans become float64."""
-    array = array_of(values, xp)
+    array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind in "bui":
         array = array.astype(np.float64)
     elif not is_floating(array.dtype) or array.dtype.itemsize > 8:
@@ -256,7 +248,7 @@ def n_classes(array: Array, axis: int) -> int:
 
 def target(values: Any, logits_shape: tuple[int, ...], axis: int, xp: Any = np) -> Array:
     """Class indices of the shape of the logits less the class axis, or probabilities of the shape of the logits."""
-    array = array_of(values, xp)
+    array = values if type(values) is xp.ndarray else xp.asarray(values)
     row_shape = logits_shape[:axis] + logits_shape[axis + 1 :]
     kind = array.dtype.kind
     if array.size == 0 and isinstance(values, list) and array.shape == row_shape:
@@ -279,7 +271,7 @@ def _at_most_double(array: Array) -> Array:
 
 def binary_target(values: Any, shape: tuple[int, ...], xp: Any = np) -> Array:
     """Numbers of the shape of the logits; that they are in [0, 1] is for the engine to see."""
-    array = array_of(values, xp)
+    array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "target", "be integers, booleans or floats", f"{array.dtype} of shape {array.shape}")
     if array.shape != shape:
@@ -310,7 +302,7 @@ def sample_weight(values: Any, row_shape: tuple[int, ...], xp: Any = np) -> Arra
     """One weight per sample or per row, as an array of the shape of the rows (broadcast, not copied)."""
     if values is None:
         return None
-    array = array_of(values, xp)
+    array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "sample_weight", "be real numbers", array.dtype)
     per_sample = row_shape[:1]
@@ -389,7 +381,8 @@ def overlap(a: Array, b: Array) -> bool:
     """Whether two arrays share memory (or it would take too long to find out)."""
     if a is b:
         return a.size > 0
-    a, b = _shadow(a), _shadow(b)
+    if type(a) is not np.ndarray:
+        a, b = _shadow(a), _shadow(b)
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -436,18 +429,12 @@ SAMPLE_WEIGHT_RULE = "be finite and >= 0"
 FINITE_SUM = "have a finite sum"
 
 
-def target_rule(soft: bool, k: int, ignore_index: int | None) -> str:
-    """What the targets of the softmax losses must be: probabilities if ``soft``, else class indices."""
-    return "be finite and >= 0" if soft else f"be in [0, {k})" + _or_ignored(ignore_index)
-
-
-def binary_target_rule(ignore_index: int | None) -> str:
-    """What the targets of the binary losses must be."""
-    return "be in [0, 1]" + _or_ignored(ignore_index)
-
-
-def _or_ignored(ignore_index: int | None) -> str:
-    return "" if ignore_index is None else " or equal to ignore_index"
+def target_rule(dtype: np.dtype[Any], k: int | None, ignore_index: int | None) -> str:
+    """What targets of this dtype must be, see ``Expected``."""
+    if k is not None and is_floating(dtype):
+        return "be finite and >= 0"
+    rule = "be in [0, 1]" if k is None else f"be in [0, {k})"
+    return rule if ignore_index is None else f"{rule} or equal to ignore_index"
 
 
 def explain_sample_weight(weights: Any) -> NoReturn:
@@ -459,29 +446,20 @@ def explain_sample_weight(weights: Any) -> NoReturn:
     fail(ValueError, "sample_weight", SAMPLE_WEIGHT_RULE, value, index_of(flat, array.shape))
 
 
-def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
-    """The first class index out of range, or the first probability that is negative or not finite."""
-    rule = target_rule(is_floating(targets.dtype), k, ignore_index)
-    if is_floating(targets.dtype):
-        wide = _as_doubles(targets)
+def explain_target(targets: Array, k: int | None, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
+    """The first target that is out of range, or is not finite."""
+    rule = target_rule(targets.dtype, k, ignore_index)
+    wide = _as_doubles(targets) if is_floating(targets.dtype) else targets
+    if k is not None and wide is not targets:
         good = np.isfinite(wide) & (wide >= 0)
         if good.all():
             with np.errstate(over="ignore"):
                 good, rule = np.isfinite(targets.astype(arithmetic(dtype))), f"be finite in {arithmetic(dtype)}"
     else:
-        good = (targets >= 0) & (targets < k)
+        good = (wide >= 0) & (wide <= 1 if k is None else wide < k)
         if ignore_index is not None:
-            good |= targets == ignore_index
+            good |= wide == ignore_index
     _fail_at_first_bad(targets, good, rule)
-
-
-def explain_binary_target(targets: Array, ignore_index: int | None) -> NoReturn:
-    """The first target outside [0, 1]."""
-    wide = _as_doubles(targets) if is_floating(targets.dtype) else targets
-    good = (wide >= 0) & (wide <= 1)
-    if ignore_index is not None:
-        good |= wide == ignore_index
-    _fail_at_first_bad(targets, good, binary_target_rule(ignore_index))
 
 
 def _fail_at_first_bad(targets: Array, good: Any, rule: str) -> NoReturn:

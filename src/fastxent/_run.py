@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy.typing as npt
 
@@ -36,15 +36,13 @@ class Run(ABC):
         target: Array,
         sample_weight: Array | None,
         given_weight: Any,
-        rule: Callable[[], str],
-        explain_target: Callable[[Array], NoReturn],
+        expected: _check.Expected,
         blamed: str,
     ) -> Any:
         """Look at targets and weights, compute, and return the loss.
 
-        For messages: ``given_weight`` is ``sample_weight`` as the user wrote it, ``rule`` says what targets must be,
-        ``explain_target`` raises for the first that is not, and ``blamed`` is the argument whose sum is the divisor of
-        the mean.
+        For messages: ``given_weight`` is ``sample_weight`` as the user wrote it, ``expected`` what targets must be, and
+        ``blamed`` the argument whose sum is the divisor of the mean.
         """
 
     @abstractmethod
@@ -97,7 +95,7 @@ class Run(ABC):
         loss = self.xp.empty(logits.shape[:axis] + logits.shape[axis + 1 :], logits.dtype) if none else None
         if logits.size == 0:
             return self.zero() if loss is None else loss
-        soft, n_classes, dtype = _check.is_floating(target.dtype), logits.shape[axis], logits.dtype
+        soft = _check.is_floating(target.dtype)
         with_classes = [logits, grad, hess, target if soft else None]
         without = [None if soft else target, sample_weight, loss]
         jobs = [
@@ -123,8 +121,7 @@ class Run(ABC):
             target=target,
             sample_weight=sample_weight,
             given_weight=given_weight,
-            rule=lambda: _check.target_rule(soft, n_classes, ignore_index),
-            explain_target=lambda targets: _check.explain_target(targets, n_classes, ignore_index, dtype),
+            expected=(logits.shape[axis], ignore_index, logits.dtype),
             blamed="sample_weight" if sample_weight is not None else "target" if soft else "class_weight",
         )
 
@@ -174,8 +171,7 @@ class Run(ABC):
             target=target,
             sample_weight=sample_weight,
             given_weight=given_weight,
-            rule=lambda: _check.binary_target_rule(ignore_index),
-            explain_target=lambda targets: _check.explain_binary_target(targets, ignore_index),
+            expected=(None, ignore_index, logits.dtype),
             blamed="sample_weight",
         )
 

@@ -17,26 +17,26 @@ __all__ = ["balanced_class_weight", "log_sigmoid", "log_softmax", "logsumexp", "
 Array = npt.NDArray[Any]
 
 
-def _activation(x: Any, out: Any, least_ndim: int, write: Callable[[Run, Array, Array], None]) -> Array:
+def _activation(
+    x: Any, out: Any, least_ndim: int, write: Callable[[Run, Array, Array], None], run: Run | None = None
+) -> Array:
     """Check x and out, and have ``write`` fill the result."""
-
-    def compute(run: Run) -> Array:
-        source = _check.logits("x", x, least_ndim=least_ndim, xp=run.xp)
-        scores = _check.native("x", source)
-        if out is None:
-            result = run.empty_like(scores)
-        else:
-            result = _check.output("out", out, source.shape, source.dtype, run.xp)
-            _check.may_be_written("out", result, "x", source)
+    if run is None:
+        if not (type(x) is np.ndarray and (out is None or type(out) is np.ndarray)):
+            return _dispatch.call(lambda run: _activation(x, out, least_ndim, write, run), x=x, out=out)
+        run = run_on_cpu
+    source = _check.logits("x", x, least_ndim=least_ndim, xp=run.xp)
+    scores = _check.native("x", source)
+    if out is None:
+        result = written = run.empty_like(scores)
+    else:
+        result = _check.output("out", out, source.shape, source.dtype, run.xp)
+        _check.may_be_written("out", result, "x", source)
         written = run.writable("out", result)
-        write(run, scores, written)
-        if written is not result:
-            result[...] = written
-        return result
-
-    if type(x) is np.ndarray and (out is None or type(out) is np.ndarray):
-        return compute(run_on_cpu)
-    return _dispatch.call(compute, x=x, out=out)
+    write(run, scores, written)
+    if written is not result:
+        result[...] = written
+    return result
 
 
 def _softmax(x: Any, axis: Any, out: Any, log: bool) -> Array:
@@ -335,7 +335,7 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
         _check.fail(ValueError, "n_classes", "be at least 1", k)
 
     def compute(run: Run) -> npt.NDArray[np.float64]:
-        labels = _check.array_of(target, run.xp)
+        labels: Any = target if type(target) is run.xp.ndarray else run.xp.asarray(target)
         if labels.dtype.kind not in "bui":
             floating = _check.is_floating(labels.dtype)
             if labels.size == 0 and labels.shape[-1:] != (k,):

@@ -250,9 +250,7 @@ class RawModule:
 cuda = types.ModuleType("cupy.cuda")
 cuda.Device, cuda.Stream, cuda.alloc_pinned_memory = Device, Stream, alloc_pinned_memory
 cuda.get_current_stream = lambda device_id=None: Stream()
-float16, float32, float64, int32, int64, uint8 = (
-    np.dtype(t).type for t in ("f2", "f4", "f8", "i4", "i8", "u1")
-)
+float16, float32, float64, int32, int64, uint8 = (np.dtype(t).type for t in ("f2", "f4", "f8", "i4", "i8", "u1"))
 
 
 def module():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from math import isfinite
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ class CpuRun(Run):
         target: Array,
         sample_weight: Array | None,
         given_weight: Any,
-        rule: Callable[[], str],
-        explain_target: Callable[[Array], NoReturn],
+        expected: _check.Expected,
         blamed: str,
     ) -> Array | float:
         """Look at all targets and weights, raise what is wrong with them, and only then compute."""
@@ -45,7 +44,7 @@ class CpuRun(Run):
         if flaws & BAD_WEIGHT:
             _check.explain_sample_weight(given_weight)
         if flaws:
-            explain_target(target)
+            _check.explain_target(target, *expected)
         if reduction == "mean" and not isfinite(divisor):
             _check.fail(ValueError, blamed, _check.FINITE_SUM, divisor)
         if reduction == "mean" and divisor == 0:
@@ -72,7 +71,9 @@ class CpuRun(Run):
 
     def writable(self, argument: str, out: Array) -> Array:
         """Return what the engine writes: another array where byte order or alignment is not the machine's."""
-        return out if _check.is_native(out) else np.empty_like(out, out.dtype.newbyteorder("="), subok=False)
+        if out.dtype.isnative and out.flags.aligned:
+            return out
+        return np.empty_like(out, out.dtype.newbyteorder("="), subok=False)
 
     def option(self, loss: Any, key: Hashable, make: Callable[[], Array]) -> Array:
         """Return the array of an option."""

@@ -33,8 +33,6 @@ MOST_CALLS, MOST_KEPT = 4096, 8
 _ARGUMENTS = {engine.BAD_TARGET: "target", engine.BAD_WEIGHT: "sample_weight"}
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where an array lies."""
@@ -71,9 +69,7 @@ class _Job(engine.Job):
     def __init__(self, task: str, logits: Array, **arguments: Any):
         super().__init__(task, logits, **arguments)
         self.places = {
-            name: _Place.of(arguments[name])
-            for name in ("target", "sample_weight")
-            if arguments.get(name) is not None
+            name: _Place.of(arguments[name]) for name in ("target", "sample_weight") if arguments.get(name) is not None
         }
 
 
@@ -137,8 +133,7 @@ class GpuRun(Run):
         target: Array,
         sample_weight: Array | None,
         given_weight: Any,
-        rule: Callable[[], str],
-        explain_target: Callable[[Array], NoReturn],
+        expected: _check.Expected,
         blamed: str,
     ) -> Any:
         """Have the kernels look at targets and weights while they compute."""
@@ -151,20 +146,29 @@ class GpuRun(Run):
                     _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value)
                 if flaw.kind == engine.BAD_WEIGHT:
                     _check.explain_sample_weight(given_weight.get())
-                explain_target(target.get())
+                _check.explain_target(target.get(), *expected)
         else:
-            self._remember(jobs, blamed, rule(), target, sample_weight, getattr(given_weight, "ndim", 0))
+            self._remember(jobs, blamed, expected, target, sample_weight, getattr(given_weight, "ndim", 0))
         return value if loss is None else loss
 
     def _remember(
-        self, jobs: list[_Job], blamed: str, rule: str, target: Array, sample_weight: Array | None, n_axes: int
+        self,
+        jobs: list[_Job],
+        blamed: str,
+        expected: _check.Expected,
+        target: Array,
+        sample_weight: Array | None,
+        n_axes: int,
     ) -> None:
         """Keep what it takes to put flaws of these jobs into words; weights have ``n_axes`` axes for the user."""
         places = {"target": _Place.of(target)}
         if sample_weight is not None:
             given = _Place.of(sample_weight)
             places["sample_weight"] = _Place(given.address, given.shape[:n_axes], given.strides[:n_axes])
-        rules = {"target": rule, "sample_weight": _check.SAMPLE_WEIGHT_RULE}
+        rules = {
+            "target": _check.target_rule(target.dtype, *expected[:2]),
+            "sample_weight": _check.SAMPLE_WEIGHT_RULE,
+        }
         first = engine.last_call() - len(jobs) + 1
         for number, job in enumerate(jobs, first):
             self._calls[number] = _Call(blamed, rules, places, job.places)
@@ -225,5 +229,6 @@ class GpuRun(Run):
             _check.explain_target(target.get(), n_classes, ignore_index, target.dtype)
         weights: Array = cupy.where(masses > 0, masses.sum() / (n_classes * cupy.maximum(masses, 1e-300)), 0.0)
         return weights
+
 
 run = GpuRun()
