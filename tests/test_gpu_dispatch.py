@@ -423,10 +423,7 @@ def test_what_is_wrong_is_raised_by_the_next_call(cupy, arrays):
     for loss, arguments, expected in bad_calls(cupy):
         assert message(ValueError, loss, *arguments) == expected
         value, grad = loss.value_and_grad(*map(cupy.ndarray._of, arguments))
-        with pytest.raises(ValueError, match="must") as caught:
-            fx.CrossEntropy()(**arrays)
-            pytest.fail(f"nothing was raised for {expected}")
-        assert str(caught.value) == expected + LATE
+        assert message(ValueError, fx.CrossEntropy(), **arrays) == expected + LATE
         fx.CrossEntropy()(**arrays)  # once only
         if "sum" not in expected:
             assert np.isnan(float(value))

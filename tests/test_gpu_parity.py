@@ -1,0 +1,56 @@
+"""The tests of the CPU, unchanged, on CuPy arrays: the same values, options, outputs and layouts.
+
+Their calls go through CuPy arrays and back (tests/gpu/backends.py). Errors are raised in the call itself, as with
+FASTXENT_GPU_CHECK=1.
+"""
+
+import importlib
+import inspect
+
+import pytest
+from gpu import backends
+from test_half import half  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.thread_unsafe
+
+MODULES = [
+    f"test_{loss}_{part}"
+    for loss in ("cross_entropy", "focal", "binary")
+    for part in ("values", "options", "outputs", "extremes", "layouts")
+] + ["test_activations", "test_sigmoid", "test_half"]
+
+
+USABLE = [name for name in backends.NAMES if not backends.unusable(name)]
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_the_backend_can_be_used(name):
+    reason = backends.unusable(name)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=USABLE)
+def backend(request, monkeypatch):
+    """CuPy, or what stands in for it; all calls of the tests go through its arrays."""
+    monkeypatch.setenv("FASTXENT_GPU_CHECK", "1")
+    with backends.backend(request.param) as cupy:
+        backends.send_all_calls_through(monkeypatch, cupy)
+        yield cupy
+
+
+def class_of(name):
+    """The tests of a module as those of a class of this one."""
+    module = importlib.import_module(name)
+    tests = {
+        key: staticmethod(function)
+        for key, function in vars(module).items()
+        if key.startswith("test_") and inspect.isfunction(function)
+    }
+    title = "".join(word.title() for word in name.split("_"))
+    return type(title, (), tests | {"pytestmark": [pytest.mark.usefixtures("backend")]})
+
+
+for _name in MODULES:
+    _class = class_of(_name)
+    globals()[_class.__name__] = _class
