@@ -29,6 +29,14 @@ test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
 PARALLEL_TESTS := $(patsubst %,tests/test_%.py,activations binary_outputs cross_entropy_outputs errors everyday focal_outputs \
 	loss_objects sigmoid threads)
 
+# CuPy is for the user to choose, by version of CUDA: .venv/bin/python -m pip install cupy-cuda13x[ctk]
+gpu-test: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on CuPy arrays, and those of the GPU alone; needs a GPU and CuPy
+	$(BIN)/python -c 'import fastxent.gpu, sys; fastxent.gpu.is_available() or sys.exit("CuPy finds no GPU here")'
+	$(BIN)/python -m pytest -m "slow or not slow" -k "gpu and not emulated and not stand_in" tests/test_gpu_*.py
+
+gpu-bench: $(BUILT) $(call GROUP,test)  ## the speed table on a GPU, beside the peers that can be imported
+	$(BIN)/python -m benchmarks.gpu
+
 parallel-tests: $(BUILT) $(call GROUP,parallel)  ## a part of the tests, each of them in four threads at once
 	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
 

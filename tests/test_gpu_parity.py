@@ -7,7 +7,9 @@ FASTXENT_GPU_CHECK=1.
 import importlib
 import inspect
 
+import oracle
 import pytest
+import tolerances
 from gpu import backends
 from test_half import half  # noqa: F401 - a fixture
 
@@ -20,6 +22,7 @@ MODULES = [
 ] + ["test_activations", "test_sigmoid", "test_half"]
 
 
+KNOWN = {}  # the oracle's memory, with the bounds of a GPU
 USABLE = [name for name in backends.NAMES if not backends.unusable(name)]
 
 
@@ -36,6 +39,9 @@ def backend(request, monkeypatch):
     monkeypatch.setenv("FASTXENT_GPU_CHECK", "1")
     with backends.backend(request.param) as cupy:
         backends.send_all_calls_through(monkeypatch, cupy)
+        if request.param != "stand_in":
+            monkeypatch.setattr(tolerances, "flushes_float32", True)
+            monkeypatch.setattr(oracle, "_known", KNOWN)
         yield cupy
 
 

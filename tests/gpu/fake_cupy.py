@@ -195,7 +195,11 @@ def asarray(values, dtype=None):
     return ndarray._of(array)
 
 
-array = ascontiguousarray = asarray
+def ascontiguousarray(values, dtype=None):
+    return ndarray._of(np.ascontiguousarray(host(values), dtype))
+
+
+array = asarray
 
 
 def empty(shape, dtype=float):
