@@ -221,7 +221,7 @@ def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def logits(argument: str, values: Any, *, least_ndim: int = 1, xp: Any = np) -> Array:
     """An array of a half, single or double floating type; lists, integers and booleans become float64."""
-    array = values if type(values) is xp.ndarray else xp.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind in "bui":
         array = array.astype(np.float64)
     elif not is_floating(array.dtype) or array.dtype.itemsize > 8:
@@ -248,7 +248,7 @@ def n_classes(array: Array, axis: int) -> int:
 
 def target(values: Any, logits_shape: tuple[int, ...], axis: int, xp: Any = np) -> Array:
     """Class indices of the shape of the logits less the class axis, or probabilities of the shape of the logits."""
-    array = values if type(values) is xp.ndarray else xp.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     row_shape = logits_shape[:axis] + logits_shape[axis + 1 :]
     kind = array.dtype.kind
     if array.size == 0 and isinstance(values, list) and array.shape == row_shape:
@@ -271,7 +271,7 @@ def _at_most_double(array: Array) -> Array:
 
 def binary_target(values: Any, shape: tuple[int, ...], xp: Any = np) -> Array:
     """Numbers of the shape of the logits; that they are in [0, 1] is for the engine to see."""
-    array = values if type(values) is xp.ndarray else xp.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "target", "be integers, booleans or floats", f"{array.dtype} of shape {array.shape}")
     if array.shape != shape:
@@ -302,7 +302,7 @@ def sample_weight(values: Any, row_shape: tuple[int, ...], xp: Any = np) -> Arra
     """One weight per sample or per row, as an array of the shape of the rows (broadcast, not copied)."""
     if values is None:
         return None
-    array = values if type(values) is xp.ndarray else xp.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "sample_weight", "be real numbers", array.dtype)
     per_sample = row_shape[:1]

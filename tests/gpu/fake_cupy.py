@@ -136,7 +136,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __getattr__(self, name):
         if name in ("shape", "dtype", "strides", "ndim", "size", "itemsize", "nbytes"):
             return getattr(self._host, name)
-        if name in ("reshape", "transpose", "view", "copy", "sum", "min", "max", "any", "all", "ravel", "fill"):
+        if name in ("reshape", "transpose", "view", "copy", "sum", "mean", "min", "max", "any", "all", "ravel", "fill"):
             method = getattr(self._host, name)
             return lambda *a, **k: _wrapped(np.asarray(method(*map(host, a), **k)))
         raise AttributeError(f"'ndarray' object has no attribute {name!r}")

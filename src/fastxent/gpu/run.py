@@ -18,7 +18,7 @@ import cupy
 import numpy as np
 import numpy.typing as npt
 
-from fastxent import _check
+from fastxent import _check, _dispatch
 from fastxent._run import Run
 from fastxent.gpu import engine
 
@@ -98,6 +98,7 @@ class GpuRun(Run):
 
     def __init__(self) -> None:
         self._calls: OrderedDict[int, _Call] = OrderedDict()
+        self._numbering = threading.Lock()
 
     def on(self, device: Any, compute: Callable[[Run], Result]) -> Result:
         """Return ``compute`` of this side on a device, after raising what was wrong before."""
@@ -115,7 +116,6 @@ class GpuRun(Run):
         if flaw is None:
             return
         call = self._calls.get(flaw.call)
-        self._calls.clear()
         if flaw.kind == engine.BAD_DIVISOR:
             blamed = call.blamed if call else "sample_weight"
             _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value, note=LATE)
@@ -130,14 +130,16 @@ class GpuRun(Run):
         reduction: str,
         loss: Array | None,
         outputs: tuple[Array | None, ...],
-        target: Array,
+        target: Any,
         sample_weight: Array | None,
         given_weight: Any,
         expected: _check.Expected,
         blamed: str,
     ) -> Any:
         """Have the kernels look at targets and weights while they compute."""
-        value = engine.evaluate(jobs, reduction=reduction)
+        with self._numbering:  # of several Python threads
+            value = engine.evaluate(jobs, reduction=reduction)
+            first = engine.last_call() - len(jobs) + 1
         if CHECK:
             cupy.cuda.get_current_stream().synchronize()
             flaw = engine.flaws()
@@ -145,14 +147,17 @@ class GpuRun(Run):
                 if flaw.kind == engine.BAD_DIVISOR:
                     _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value)
                 if flaw.kind == engine.BAD_WEIGHT:
-                    _check.explain_sample_weight(given_weight.get())
+                    _check.explain_sample_weight(
+                        given_weight.get() if _dispatch.is_cupy(given_weight) else given_weight
+                    )
                 _check.explain_target(target.get(), *expected)
         else:
-            self._remember(jobs, blamed, expected, target, sample_weight, getattr(given_weight, "ndim", 0))
+            self._remember(first, jobs, blamed, expected, target, sample_weight, getattr(given_weight, "ndim", 0))
         return value if loss is None else loss
 
     def _remember(
         self,
+        first: int,
         jobs: list[_Job],
         blamed: str,
         expected: _check.Expected,
@@ -169,7 +174,6 @@ class GpuRun(Run):
             "target": _check.target_rule(target.dtype, *expected[:2]),
             "sample_weight": _check.SAMPLE_WEIGHT_RULE,
         }
-        first = engine.last_call() - len(jobs) + 1
         for number, job in enumerate(jobs, first):
             self._calls[number] = _Call(blamed, rules, places, job.places)
         while len(self._calls) > MOST_CALLS:
@@ -207,7 +211,7 @@ class GpuRun(Run):
         return array
 
     def balanced(
-        self, target: Array, n_classes: int, axis: int, ignore_index: int | None, *, survey: bool = False
+        self, target: Any, n_classes: int, axis: int, ignore_index: int | None, *, survey: bool = False
     ) -> Array:
         """Return balanced class weights in float64, ignored rows left out; it waits only with ``survey``."""
         if _check.is_floating(target.dtype):
