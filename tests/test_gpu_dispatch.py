@@ -357,7 +357,7 @@ def test_misaligned_arrays_are_refused(cupy):
     start = 1 - memory.ctypes.data % 4
     x = cupy.ndarray._of(memory[start : start + 24].view(np.float32))
     assert message(ValueError, fx.sigmoid, x).startswith(
-        "x must be aligned and in native byte order on the GPU; got float32 at"
+        "x must be aligned and in native byte order on the GPU; got float32 at address"
     )
     with pytest.raises(ValueError, match="grad_out must be aligned"):
         fx.BinaryCrossEntropy().value_and_grad(cupy.zeros(6, np.float32), cupy.zeros(6), grad_out=x)

@@ -200,7 +200,8 @@ def native(argument: str, array: Any) -> Array:
         for stride in array.strides:
             place |= stride
         if place % array.itemsize or not array.dtype.isnative:
-            fail(ValueError, argument, "be aligned and in native byte order on the GPU", f"{array.dtype} at {place}")
+            got = f"{array.dtype} at address {array.data.ptr}"
+            fail(ValueError, argument, "be aligned and in native byte order on the GPU", got)
     elif not (array.dtype.isnative and array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="), order="K")
     native_array: Array = array
@@ -377,11 +378,14 @@ def _shadow(array: Any) -> Array:
     return np.asarray(SimpleNamespace(__array_interface__=place | {"typestr": f"|V{array.itemsize}", "version": 3}))
 
 
-def overlap(a: Array, b: Array) -> bool:
+def overlap(a: Any, b: Any) -> bool:
     """Whether two arrays share memory (or it would take too long to find out)."""
     if a is b:
         return a.size > 0
-    if type(a) is not np.ndarray:
+    if not isinstance(a, np.ndarray):
+        if a.flags.c_contiguous and b.flags.c_contiguous:
+            first, second = a.data.ptr, b.data.ptr
+            return bool(a.size and b.size and first < second + b.nbytes and second < first + a.nbytes)
         a, b = _shadow(a), _shadow(b)
     if not np.may_share_memory(a, b):
         return False

@@ -11,8 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import cupy
 import numpy as np
@@ -30,28 +29,23 @@ CHECK = os.environ.get("FASTXENT_GPU_CHECK", "0") not in ("", "0")
 LATE = " (in an earlier call on the GPU; FASTXENT_GPU_CHECK=1 raises in the call itself)"
 # Calls whose errors can be put into words, and devices and streams for which the arrays of a loss's options are kept.
 MOST_CALLS, MOST_KEPT = 4096, 8
-_ARGUMENTS = {engine.BAD_TARGET: "target", engine.BAD_WEIGHT: "sample_weight"}
+_ARGUMENTS = ("target", "sample_weight")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where an array lies."""
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @staticmethod
-    def of(array: Any) -> _Place:
-        return _Place(array.data.ptr, array.shape, array.strides)
-
     def address_of(self, flat: int) -> int:
         """The address of an element, counted in C order."""
         index = np.unravel_index(flat, self.shape)
         return self.address + sum(int(i) * stride for i, stride in zip(index, self.strides, strict=True))
 
-    def index_of(self, address: int) -> tuple[int, ...]:
-        """The index of the element at an address; 0 along an axis of stride 0."""
+    def index_of(self, address: int, n_axes: int) -> tuple[int, ...]:
+        """The index of the element at an address along the first axes; 0 along an axis of stride 0."""
         backwards = [n - 1 if stride < 0 else 0 for n, stride in zip(self.shape, self.strides, strict=True)]
         rest = address - self.address - sum(n * stride for n, stride in zip(backwards, self.strides, strict=True))
         index = [0] * len(self.shape)
@@ -60,7 +54,11 @@ class _Place:
                 steps = min(rest // abs(self.strides[d]), self.shape[d] - 1)
                 rest -= steps * abs(self.strides[d])
                 index[d] = abs(backwards[d] - steps)
-        return tuple(index)
+        return tuple(index[:n_axes])
+
+
+def _place(array: Any) -> _Place | None:
+    return None if array is None else _Place(array.data.ptr, array.shape, array.strides)
 
 
 class _Job(engine.Job):
@@ -68,26 +66,29 @@ class _Job(engine.Job):
 
     def __init__(self, task: str, logits: Array, **arguments: Any):
         super().__init__(task, logits, **arguments)
-        self.places = {
-            name: _Place.of(arguments[name]) for name in ("target", "sample_weight") if arguments.get(name) is not None
-        }
+        self.places = _place(arguments.get("target")), _place(arguments.get("sample_weight"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What it takes to put a flaw of a job into words."""
+class _Call(NamedTuple):
+    """What it takes to put a flaw of a job into words; places are those of target and sample weights."""
 
     blamed: str
-    rules: dict[str, str]
-    whole: dict[str, _Place]
-    of_job: dict[str, _Place]
+    expected: _check.Expected
+    dtype: np.dtype[Any]
+    n_axes: tuple[int, int]
+    whole: tuple[_Place | None, _Place | None]
+    of_job: tuple[_Place | None, _Place | None]
 
     def fail(self, flaw: Any) -> NoReturn:
         """Raise what is wrong, as the CPU does, and say that it is late."""
-        name = _ARGUMENTS[flaw.kind]
-        address = self.of_job[name].address_of(flaw.position)
-        index = self.whole[name].index_of(address)
-        _check.fail(ValueError, name, self.rules[name], flaw.value, index[0] if len(index) == 1 else index, LATE)
+        which = int(flaw.kind == engine.BAD_WEIGHT)
+        whole, of_job = self.whole[which], self.of_job[which]
+        assert whole is not None
+        assert of_job is not None
+        index = whole.index_of(of_job.address_of(flaw.position), self.n_axes[which])
+        rule = _check.SAMPLE_WEIGHT_RULE if which else _check.target_rule(self.dtype, *self.expected[:2])
+        where = index[0] if len(index) == 1 else index
+        _check.fail(ValueError, _ARGUMENTS[which], rule, flaw.value, where, LATE)
 
 
 class GpuRun(Run):
@@ -120,7 +121,7 @@ class GpuRun(Run):
             blamed = call.blamed if call else "sample_weight"
             _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value, note=LATE)
         if call is None:  # so many calls ago that it has been forgotten
-            _check.fail(ValueError, _ARGUMENTS[flaw.kind], "be valid", flaw.value, note=LATE)
+            _check.fail(ValueError, _ARGUMENTS[flaw.kind == engine.BAD_WEIGHT], "be valid", flaw.value, note=LATE)
         call.fail(flaw)
 
     def evaluate(
@@ -152,32 +153,13 @@ class GpuRun(Run):
                     )
                 _check.explain_target(target.get(), *expected)
         else:
-            self._remember(first, jobs, blamed, expected, target, sample_weight, getattr(given_weight, "ndim", 0))
+            n_axes = target.ndim, getattr(given_weight, "ndim", 0)
+            whole = _place(target), _place(sample_weight)
+            for number, job in enumerate(jobs, first):
+                self._calls[number] = _Call(blamed, expected, target.dtype, n_axes, whole, job.places)
+            while len(self._calls) > MOST_CALLS:
+                self._calls.popitem(last=False)
         return value if loss is None else loss
-
-    def _remember(
-        self,
-        first: int,
-        jobs: list[_Job],
-        blamed: str,
-        expected: _check.Expected,
-        target: Array,
-        sample_weight: Array | None,
-        n_axes: int,
-    ) -> None:
-        """Keep what it takes to put flaws of these jobs into words; weights have ``n_axes`` axes for the user."""
-        places = {"target": _Place.of(target)}
-        if sample_weight is not None:
-            given = _Place.of(sample_weight)
-            places["sample_weight"] = _Place(given.address, given.shape[:n_axes], given.strides[:n_axes])
-        rules = {
-            "target": _check.target_rule(target.dtype, *expected[:2]),
-            "sample_weight": _check.SAMPLE_WEIGHT_RULE,
-        }
-        for number, job in enumerate(jobs, first):
-            self._calls[number] = _Call(blamed, rules, places, job.places)
-        while len(self._calls) > MOST_CALLS:
-            self._calls.popitem(last=False)
 
     def activate(self, job: Any) -> None:
         """Compute a job that is no loss."""
