@@ -12,7 +12,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-ALLOWED_SUFFIXES = {".py", ".pyi", ".typed", ".so", ".pyd", ".cu", ".cuh", ""}
+ALLOWED_SUFFIXES = {".py", ".pyi", ".typed", ".so", ".pyd", ""}
 LARGEST_WHEEL = 500_000
 IN_SDIST = (
     "src/fastxent/cpu/engine.pyx",

@@ -381,7 +381,7 @@ def _shadow(array: Any) -> Array:
 def overlap(a: Any, b: Any) -> bool:
     """Whether two arrays share memory (or it would take too long to find out)."""
     if a is b:
-        return a.size > 0
+        return bool(a.size > 0)
     if not isinstance(a, np.ndarray):
         if a.flags.c_contiguous and b.flags.c_contiguous:
             first, second = a.data.ptr, b.data.ptr
