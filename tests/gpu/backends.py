@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import inspect
+import os
 import sys
 
 import numpy as np
@@ -34,33 +35,47 @@ def unusable(name):
     return None
 
 
-def _forget_the_gpu_side():
-    for name in [name for name in sys.modules if name.startswith("fastxent.gpu")]:
-        del sys.modules[name]
+# The GPU side of each backend, once loaded: its kernels are compiled once.
+_loaded = {}
+
+
+def _modules():
+    return {key: module for key, module in sys.modules.items() if key == "cupy" or key.startswith("fastxent.gpu")}
+
+
+def _put(modules):
+    """Make these the GPU side that is loaded."""
+    for key in _modules():
+        del sys.modules[key]
+    sys.modules.update(modules)
+    if "fastxent.gpu" in modules:
+        fx.gpu = modules["fastxent.gpu"]
+    else:
+        vars(fx).pop("gpu", None)
 
 
 @contextlib.contextmanager
 def backend(name):
-    """CuPy, or what stands in for it, with the GPU side of fastxent loaded afresh."""
-    before = {key: sys.modules.pop(key) for key in list(sys.modules) if key == "cupy" or key.startswith("fastxent.gpu")}
+    """CuPy, or what stands in for it, with a GPU side of fastxent of its own."""
+    before, key = _modules(), (name, os.environ.get("FASTXENT_GPU_CHECK"))
     if name == "gpu":
         import cupy
+
+        _put(_loaded.get(key, {"cupy": cupy}))
     else:
         from gpu import fake_cupy as cupy
+        from gpu import stand_in_engine
 
-        sys.modules["cupy"] = cupy
         cupy.synchronised.clear()
-        if name == "stand_in":
-            from gpu import stand_in_engine
-
-            sys.modules["fastxent.gpu.engine"] = stand_in_engine
-            stand_in_engine.flaws()
+        fresh = {"cupy": cupy} | ({"fastxent.gpu.engine": stand_in_engine} if name == "stand_in" else {})
+        _put(_loaded.get(key, fresh))
     try:
+        if "fastxent.gpu.engine" in sys.modules:
+            sys.modules["fastxent.gpu.engine"].flaws()  # of the last test
         yield cupy
     finally:
-        _forget_the_gpu_side()
-        sys.modules.pop("cupy", None)
-        sys.modules.update(before)
+        _loaded[key] = _modules()
+        _put(before)
 
 
 class Memory:
