@@ -11,7 +11,7 @@ import fastxent as fx
 from fastxent import _config
 
 # Emulated kernels take their time: of the tests that run on them, one in so many does always.
-EMULATED_SAMPLE = 25
+EMULATED_SAMPLE = 100
 
 
 @pytest.hookimpl(tryfirst=True)
