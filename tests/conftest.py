@@ -10,6 +10,8 @@ from arrays import LAYOUTS
 import fastxent as fx
 from fastxent import _config
 
+collect_ignore = ["gpu"]  # no tests, but what they need
+
 # Emulated kernels take their time: of the tests that run on them, one in so many does always.
 EMULATED_SAMPLE = 100
 

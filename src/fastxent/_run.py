@@ -21,9 +21,12 @@ Array = npt.NDArray[Any]
 class Run(ABC):
     """One side: all that a call does once its arguments are arrays of the right types and shapes."""
 
-    # The namespace of the arrays, and the engine's class of jobs; named by strings, as the GPU's may not be there.
-    xp: Any
-    job: Any
+    job: Any  # the engine's class of jobs
+
+    @property
+    @abstractmethod
+    def xp(self) -> Any:
+        """The namespace of the arrays."""
 
     @abstractmethod
     def evaluate(

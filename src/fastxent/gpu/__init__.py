@@ -51,5 +51,5 @@ def check() -> None:
     import sys
 
     run = sys.modules.get("fastxent.gpu.run")
-    if run is not None:
+    if run is not None and "cupy" in sys.modules:
         run.run.check()

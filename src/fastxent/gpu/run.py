@@ -8,12 +8,12 @@ b) What is wrong in targets and weights is recorded by the kernels, and raised b
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import cupy
 import numpy as np
 import numpy.typing as npt
 
@@ -94,12 +94,16 @@ class _Call(NamedTuple):
 class GpuRun(Run):
     """Values are arrays of no dimension; what is wrong in targets and weights is raised late."""
 
-    xp = cupy
     job = _Job
 
     def __init__(self) -> None:
         self._calls: OrderedDict[int, _Call] = OrderedDict()
         self._numbering = threading.Lock()
+
+    @property
+    def xp(self) -> Any:
+        """CuPy, which somebody has imported: there are arrays of it."""
+        return sys.modules["cupy"]
 
     def on(self, device: Any, compute: Callable[[Run], Result]) -> Result:
         """Return ``compute`` of this side on a device, after raising what was wrong before."""
@@ -109,7 +113,7 @@ class GpuRun(Run):
 
     def check(self) -> None:
         """Wait, and raise what was wrong in the calls up to here."""
-        cupy.cuda.Device().synchronize()
+        self.xp.cuda.Device().synchronize()
         self._raise_late()
 
     def _raise_late(self) -> None:
@@ -142,7 +146,7 @@ class GpuRun(Run):
             value = engine.evaluate(jobs, reduction=reduction)
             first = engine.last_call() - len(jobs) + 1
         if CHECK:
-            cupy.cuda.get_current_stream().synchronize()
+            self.xp.cuda.get_current_stream().synchronize()
             flaw = engine.flaws()
             if flaw is not None:
                 if flaw.kind == engine.BAD_DIVISOR:
@@ -167,12 +171,12 @@ class GpuRun(Run):
 
     def zero(self) -> Array:
         """Return the value of nothing."""
-        value: Array = cupy.zeros((), np.float64)
+        value: Array = self.xp.zeros((), np.float64)
         return value
 
     def empty_like(self, array: Array) -> Array:
         """Return a new array of the same shape, dtype and memory order."""
-        new: Array = cupy.empty_like(array)
+        new: Array = self.xp.empty_like(array)
         return new
 
     def writable(self, argument: str, out: Array) -> Array:
@@ -182,20 +186,21 @@ class GpuRun(Run):
     def option(self, loss: Any, key: Hashable, make: Callable[[], Array]) -> Array:
         """Return the array of an option on the device: copied there once, by each stream, so that nobody waits."""
         kept: dict[Hashable, Array] = loss.__dict__.setdefault("_on_gpu", {})
-        stream = cupy.cuda.get_current_stream()
+        stream = self.xp.cuda.get_current_stream()
         # One handle may stand for the default streams of several threads.
         place = (key, stream.device_id, stream.ptr, threading.get_ident())
         array = kept.get(place)
         if array is None:
             if len(kept) >= MOST_KEPT:
                 kept.clear()
-            array = kept[place] = cupy.asarray(make())
+            array = kept[place] = self.xp.asarray(make())
         return array
 
     def balanced(
         self, target: Any, n_classes: int, axis: int, ignore_index: int | None, *, survey: bool = False
     ) -> Array:
         """Return balanced class weights in float64, ignored rows left out; it waits only with ``survey``."""
+        cupy = self.xp
         if _check.is_floating(target.dtype):
             good = cupy.isfinite(target) & (target >= 0)
             rows = cupy.moveaxis(target, axis, -1).reshape(-1, n_classes).astype(np.float64)
