@@ -100,7 +100,7 @@ def test_tensors_of_torch_come_in_by_dlpack():
 
     z = torch.randn(64, 10, device="cuda")
     y = torch.randint(0, 10, (64,), device="cuda")
-    with pytest.raises(TypeError, match="pass cupy.from_dlpack"):
+    with pytest.raises(TypeError, match=r"pass cupy\.from_dlpack"):
         fx.CrossEntropy()(z, y)
     value = fx.CrossEntropy()(cupy.from_dlpack(z), cupy.from_dlpack(y))
     assert float(value) == pytest.approx(float(torch.nn.functional.cross_entropy(z, y)), rel=1e-5)
