@@ -134,6 +134,16 @@ def test_given_outputs_are_returned(cupy, arrays):
     np.testing.assert_array_equal(arrays["logits"].get(), expected)
 
 
+def test_new_arrays_lie_as_far_from_whole_vectors_as_the_logits(cupy):
+    memory = cupy.asarray(np.zeros(100, np.float32))
+    for start in range(5):
+        logits = memory[start : start + 90].reshape(30, 3)
+        grad = fx.CrossEntropy().value_and_grad(logits, cupy.zeros(30, np.int64))[1]
+        assert (grad.shape, grad.dtype) == ((30, 3), np.float32)
+        assert grad.data.ptr % 16 == logits.data.ptr % 16
+        np.testing.assert_allclose(grad.get(), np.tile([-2 / 90, 1 / 90, 1 / 90], (30, 1)), rtol=1e-6)
+
+
 def test_options_may_be_cupy_arrays_and_are_copied_once(cupy):
     weights = cupy.asarray(np.array([1.0, 2.0, 3.0]))
     assert fx.CrossEntropy(class_weight=weights) == fx.CrossEntropy(class_weight=[1, 2, 3])
@@ -233,6 +243,7 @@ def test_mixed_arguments_are_named_with_their_kinds(cupy, arrays):
             lambda: loss.value_grad_hess(on_cpu, np.zeros(5, int), hess_out=logits),
             "logits: numpy.ndarray, target: numpy.ndarray, hess_out: cupy.ndarray",
         ),
+        (lambda: loss(logits, None), "logits: cupy.ndarray, target: NoneType"),
         (lambda: loss(logits, "abc"), "logits: cupy.ndarray, target: str"),
         (lambda: fx.softmax(on_cpu, out=logits), "x: numpy.ndarray, out: cupy.ndarray"),
         (lambda: fx.sigmoid(logits, out=on_cpu), "x: cupy.ndarray, out: numpy.ndarray"),

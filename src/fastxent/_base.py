@@ -41,7 +41,7 @@ class Loss(ABC):
         -------
         float or ndarray
             A Python float; with ``reduction="none"`` an array of the shape of the unreduced loss in the dtype of
-            ``logits``.
+            ``logits``. Of CuPy arrays, a CuPy array in either case.
 
         Raises
         ------

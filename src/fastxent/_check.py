@@ -129,7 +129,7 @@ def option_pos_weight(value: Any) -> float | tuple[float, ...] | None:
     if value is None:
         return None
     try:
-        weights = _on_host(value)
+        weights = on_host(value)
     except (TypeError, ValueError):
         fail(TypeError, "pos_weight", rule, repr(value))
     if is_floating(weights.dtype):
@@ -155,7 +155,7 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
     if isinstance(value, Mapping):
         return MappingProxyType({_class_key(k): _weight("class_weight", w, _class_key(k)) for k, w in value.items()})
     try:
-        weights = _on_host(value)
+        weights = on_host(value)
     except (TypeError, ValueError):
         fail(TypeError, "class_weight", rule, repr(value))
     if weights.ndim != 1 or (weights.dtype.kind not in "buif" and weights.size):
@@ -165,8 +165,8 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
     return tuple(_weight("class_weight", w, i) for i, w in enumerate(weights.tolist()))
 
 
-def _on_host(value: Any) -> Array:
-    """An option as an array of the CPU: options are looked at once, so a CuPy array is copied here."""
+def on_host(value: Any) -> Array:
+    """An array of the CPU; CuPy arrays are copied, as those of options are, once."""
     return np.asarray(value.get() if _dispatch.is_cupy(value) else value)
 
 

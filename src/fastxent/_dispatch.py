@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 _GPUS = (2, 10, 13)
 # Numbers lie on no device: with NumPy arrays they are arrays of the CPU, with CuPy arrays of the GPU.
 _NUMBERS = (bool, int, float, complex, np.generic)
+_NEEDED = ("logits", "target", "x")
 _ON_CPU = frozenset((np.ndarray, list, tuple, str, type(None), bool, int, float))
 
 
@@ -43,12 +44,16 @@ def is_cupy(value: Any) -> bool:
 def device_of(**arguments: Any) -> Any:
     """Return the device of the CuPy arrays among the arguments; None if there are none.
 
-    Arguments that are None, or numbers, have no say. All others must then be CuPy arrays of that device, as nothing is
+    Numbers, and arguments that were not given, have no say. All others must then be CuPy arrays of that device, as nothing is
     copied from one to the other without being asked for.
     """
     if _ON_CPU.issuperset(map(type, arguments.values())):
         return None
-    given = {name: value for name, value in arguments.items() if not (value is None or isinstance(value, _NUMBERS))}
+    given = {
+        name: value
+        for name, value in arguments.items()
+        if not (isinstance(value, _NUMBERS) or (value is None and name not in _NEEDED))
+    }
     on_gpu = {name: value for name, value in given.items() if is_cupy(value)}
     for name in given.keys() - on_gpu.keys():
         if _is_foreign(given[name]):

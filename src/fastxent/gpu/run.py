@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastxent import _check, _dispatch
+from fastxent import _check
 from fastxent._run import Run
 from fastxent.gpu import engine
 
@@ -29,6 +29,7 @@ CHECK = os.environ.get("FASTXENT_GPU_CHECK", "0") not in ("", "0")
 LATE = " (in an earlier call on the GPU; FASTXENT_GPU_CHECK=1 raises in the call itself)"
 # Calls whose errors can be put into words, and devices and streams for which the arrays of a loss's options are kept.
 MOST_CALLS, MOST_KEPT = 4096, 8
+VECTOR = 16
 _ARGUMENTS = ("target", "sample_weight")
 
 
@@ -152,9 +153,7 @@ class GpuRun(Run):
                 if flaw.kind == engine.BAD_DIVISOR:
                     _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value)
                 if flaw.kind == engine.BAD_WEIGHT:
-                    _check.explain_sample_weight(
-                        given_weight.get() if _dispatch.is_cupy(given_weight) else given_weight
-                    )
+                    _check.explain_sample_weight(_check.on_host(given_weight))
                 _check.explain_target(target.get(), *expected)
         else:
             n_axes = target.ndim, getattr(given_weight, "ndim", 0)
@@ -175,8 +174,16 @@ class GpuRun(Run):
         return value
 
     def empty_like(self, array: Array) -> Array:
-        """Return a new array of the same shape, dtype and memory order."""
-        new: Array = self.xp.empty_like(array)
+        """Return a new array of the same shape, dtype and memory order.
+
+        It lies as far from a multiple of 16 bytes: only between arrays that lie alike whole vectors can be written.
+        """
+        phase = array.data.ptr % VECTOR  # type: ignore[attr-defined]
+        if phase and array.flags.c_contiguous:
+            memory = self.xp.empty(phase + array.nbytes, np.uint8)
+            new: Array = memory[phase:].view(array.dtype).reshape(array.shape)
+        else:
+            new = self.xp.empty_like(array)
         return new
 
     def writable(self, argument: str, out: Array) -> Array:
@@ -186,9 +193,9 @@ class GpuRun(Run):
     def option(self, loss: Any, key: Hashable, make: Callable[[], Array]) -> Array:
         """Return the array of an option on the device: copied there once, by each stream, so that nobody waits."""
         kept: dict[Hashable, Array] = loss.__dict__.setdefault("_on_gpu", {})
-        stream = self.xp.cuda.get_current_stream()
+        cuda = self.xp.cuda
         # One handle may stand for the default streams of several threads.
-        place = (key, stream.device_id, stream.ptr, threading.get_ident())
+        place = (key, cuda.Device().id, cuda.get_current_stream().ptr, threading.get_ident())
         array = kept.get(place)
         if array is None:
             if len(kept) >= MOST_KEPT:
