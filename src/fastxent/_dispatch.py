@@ -44,8 +44,8 @@ def is_cupy(value: Any) -> bool:
 def device_of(**arguments: Any) -> Any:
     """Return the device of the CuPy arrays among the arguments; None if there are none.
 
-    Numbers, and arguments that were not given, have no say. All others must then be CuPy arrays of that device, as nothing is
-    copied from one to the other without being asked for.
+    Numbers, and arguments that were not given, have no say. All others must then be CuPy arrays of that device, as
+    nothing is copied from one to the other without being asked for.
     """
     if _ON_CPU.issuperset(map(type, arguments.values())):
         return None
@@ -55,10 +55,10 @@ def device_of(**arguments: Any) -> Any:
         if not (isinstance(value, _NUMBERS) or (value is None and name not in _NEEDED))
     }
     on_gpu = {name: value for name, value in given.items() if is_cupy(value)}
-    for name in given.keys() - on_gpu.keys():
-        if _is_foreign(given[name]):
+    for name, value in given.items():
+        if name not in on_gpu and _is_foreign(value):
             raise TypeError(
-                f"{name} must be a NumPy or a CuPy array; got {kind(given[name])} on a GPU: pass cupy.from_dlpack(x)"
+                f"{name} must be a NumPy or a CuPy array; got {kind(value)} on a GPU: pass cupy.from_dlpack(x)"
             )
     if not on_gpu:
         return None
