@@ -103,4 +103,4 @@ class CpuRun(Run):
             return np.where(masses > 0, masses.sum() / (len(masses) * masses), 0.0)
 
 
-run = CpuRun()
+run: CpuRun = CpuRun()

@@ -5,6 +5,9 @@ run.py (calls), engine.py (kernels and what they record), plan.py (which kernel)
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
 __all__ = ["check", "is_available"]
 
 
@@ -23,9 +26,7 @@ def is_available() -> bool:
     True
     """
     try:
-        import cupy
-
-        return bool(cupy.is_available())
+        return bool(import_module("cupy").is_available())
     except Exception:  # noqa: BLE001 - half an installation fails in many ways, and all of them mean no
         return False
 
@@ -48,8 +49,6 @@ def check() -> None:
     >>> import fastxent.gpu
     >>> fastxent.gpu.check()  # without a GPU there is nothing to be wrong
     """
-    import sys
-
     run = sys.modules.get("fastxent.gpu.run")
     if run is not None and "cupy" in sys.modules:
         run.run.check()

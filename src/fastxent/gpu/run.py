@@ -229,4 +229,4 @@ class GpuRun(Run):
         return weights
 
 
-run = GpuRun()
+run: GpuRun = GpuRun()
