@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 class CpuRun(Run):
     """Values are Python floats; what is wrong in targets and weights is raised before anything is written."""
 
-    xp = np
+    xp: Any = np
     job = Job
 
     def evaluate(
