@@ -51,10 +51,13 @@ def assert_nearly_rounded(actual, wide, kind):
 @pytest.fixture(params=USABLE)
 def backend(request, monkeypatch):
     """CuPy, or what stands in for it; all calls of the tests go through its arrays."""
+    flushes = request.param != "stand_in"
+    if flushes and "subnormal" in request.node.name and "float32" in request.node.name:
+        pytest.skip("GPUs take subnormal float32 numbers for 0")
     monkeypatch.setenv("FASTXENT_GPU_CHECK", "1")
     with backends.backend(request.param) as cupy:
         backends.send_all_calls_through(monkeypatch, cupy)
-        if request.param != "stand_in":
+        if flushes:
             monkeypatch.setattr(tolerances, "flushes_float32", True)
             monkeypatch.setattr(oracle, "_known", KNOWN)
             monkeypatch.setattr(test_half, "assert_rounded", assert_nearly_rounded)
