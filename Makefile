@@ -32,6 +32,17 @@ PARALLEL_QUICK := $(patsubst %,tests/test_%.py,activations binary_errors binary_
 PARALLEL_TESTS := $(PARALLEL_QUICK) $(patsubst %,tests/test_%.py,binary_options binary_values config cross_entropy_layouts \
 	cross_entropy_values engine focal_values half)
 
+# CuPy is for the user to choose, by version of CUDA: .venv/bin/python -m pip install cupy-cuda13x[ctk]
+gpu-test: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on CuPy arrays, and those of the GPU alone; needs a GPU and CuPy
+	$(BIN)/python -c 'import fastxent.gpu, sys; fastxent.gpu.is_available() or sys.exit("CuPy finds no GPU here")'
+	$(BIN)/python -m pytest -k "gpu and not emulated and not stand_in" tests/test_gpu_parity.py tests/test_gpu_alone.py
+
+gpu-emulated: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on the kernels of the GPU, emulated (a quarter of an hour)
+	$(BIN)/python -m pytest -m "emulated or not emulated" -k emulated tests/test_gpu_parity.py
+
+gpu-bench: $(BUILT) $(call GROUP,test)  ## the speed table on a GPU, beside the peers that can be imported
+	$(BIN)/python -m benchmarks.gpu
+
 parallel-tests: $(BUILT) $(call GROUP,parallel)  ## most of the tests, each of them in four threads at once (five minutes)
 	$(BIN)/python -m pytest --parallel-threads=4 $(PARALLEL_TESTS)
 

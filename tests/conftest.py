@@ -1,11 +1,32 @@
 """Fixtures: every usable instruction set by name, both dtypes, every memory layout; thread number restored."""
 
+import re
+import zlib
+
 import numpy as np
 import pytest
 from arrays import LAYOUTS
 
 import fastxent as fx
 from fastxent import _config
+
+collect_ignore = ["gpu"]  # no tests, but what they need
+
+# Emulated kernels take their time: of the tests that run on them, one in so many does always.
+EMULATED_SAMPLE = 100
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the others."""
+    for item in items:
+        name = item.nodeid.rpartition("test_gpu_parity.py::")[2]
+        if (
+            re.search(r"[\[-]emulated[]-]", name)
+            and name != item.nodeid
+            and zlib.crc32(name.encode()) % EMULATED_SAMPLE
+        ):
+            item.add_marker(pytest.mark.emulated)
 
 
 @pytest.fixture(params=_config.usable_levels())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import mpmath
 import numpy as np
+import tolerances
 from tolerances import BASE, FOCAL, HESSIAN, LARGEST_GAP, OPTIONS, assert_within, eps, subnormal_slack
 
 import fastxent as fx
@@ -31,6 +32,8 @@ def widened(a):
     a = np.asarray(a)
     if a.dtype.kind in "iub":
         return a
+    if tolerances.flushes_float32 and a.dtype.itemsize == 4:
+        a = np.where(np.abs(a) < np.finfo(np.float32).tiny, a.dtype.type(0), a)
     return a.astype(np.float64 if a.dtype.itemsize == 4 else np.longdouble)
 
 

@@ -85,9 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fastxent", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="version, instruction-set level, OpenMP, threads and why that number")
+    info = commands.add_parser("info", help="version, instruction-set level, OpenMP, threads and why that number, GPU")
+    info.add_argument("--gpu", action="store_true", help="import CuPy, where it is installed, and look for a GPU")
     commands.add_parser("selftest", help="check every instruction-set level of this machine against the reference")
-    if parser.parse_args(arguments).command == "info":
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "info":
+        if chosen.gpu:
+            from fastxent.gpu import is_available
+
+            is_available()
         fx.show_config()
         return 0
     return selftest()

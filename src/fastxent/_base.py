@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fastxent import _check
-from fastxent.activations import balanced_class_weight
-from fastxent.cpu import run
+from fastxent import _check, _dispatch
+from fastxent._run import Run
 from fastxent.cpu.engine import Everyday
+from fastxent.cpu.run import run as run_on_cpu
 
 Array = npt.NDArray[Any]
+_NUMPY = np.ndarray
 
 
 class Loss(ABC):
@@ -40,7 +41,7 @@ class Loss(ABC):
         -------
         float or ndarray
             A Python float; with ``reduction="none"`` an array of the shape of the unreduced loss in the dtype of
-            ``logits``.
+            ``logits``. Of CuPy arrays, a CuPy array in either case.
 
         Raises
         ------
@@ -141,13 +142,33 @@ class Loss(ABC):
         grad_out: Any = None,
         hess_out: Any = None,
         n_derivatives: int = 0,
+        run: Run | None = None,
     ) -> tuple[Any, Array | None, Array | None]:
         """Return value, gradient and Hessian diagonal, the latter two where ``n_derivatives`` asks for them."""
-        source = _check.logits("logits", logits, least_ndim=self._least_ndim)
-        targets, weights = self._checked(source, target, sample_weight)
-        scores = _check.native(source)
-        outputs = Outputs(scores, source, grad_out, hess_out, n_derivatives, target=targets, sample_weight=weights)
+        if run is None:
+            # The CPU in line: calls on small arrays cost what Python costs.
+            if not (
+                (type(logits) is _NUMPY or type(logits) is list)
+                and (type(target) is _NUMPY or type(target) is list)
+                and (sample_weight is None or type(sample_weight) is _NUMPY)
+                and (grad_out is None or type(grad_out) is _NUMPY)
+                and (hess_out is None or type(hess_out) is _NUMPY)
+            ):
+                return _dispatch.call(
+                    lambda run: self._evaluate(logits, target, sample_weight, grad_out, hess_out, n_derivatives, run),
+                    logits=logits,
+                    target=target,
+                    sample_weight=sample_weight,
+                    grad_out=grad_out,
+                    hess_out=hess_out,
+                )
+            run = run_on_cpu
+        source = _check.logits("logits", logits, least_ndim=self._least_ndim, xp=run.xp)
+        targets, weights = self._checked(run, source, target, sample_weight)
+        scores = _check.native("logits", source)
+        outputs = Outputs(run, scores, source, grad_out, hess_out, n_derivatives, target=targets, sample_weight=weights)
         value = self._computed(
+            run,
             scores,
             targets,
             sample_weight=weights,
@@ -161,12 +182,16 @@ class Loss(ABC):
         return outputs.with_value(value)
 
     @abstractmethod
-    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+    def _checked(self, run: Run, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
         """Return target and sample weights as arrays of the right shape."""
 
     @abstractmethod
-    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
+    def _computed(self, run: Run, logits: Array, target: Array, **arguments: Any) -> Any:
         """Have the engine write gradient and Hessian, and return the value."""
+
+    @abstractmethod
+    def _task(self) -> tuple[str, dict[str, Any]]:
+        """Return the name of the engine's task and its own options."""
 
     def _replace_options(self, **options: Any) -> None:
         """Store checked options in a frozen instance."""
@@ -209,25 +234,28 @@ class Loss(ABC):
 class Outputs:
     """The arrays the gradient and the Hessian go to: the user's or new ones, and what the engine writes in their stead."""
 
-    def __init__(self, scores: Array, source: Array, grad_out: Any, hess_out: Any, n_derivatives: int, **inputs: Any):
+    def __init__(
+        self, run: Run, scores: Array, source: Array, grad_out: Any, hess_out: Any, n_derivatives: int, **inputs: Any
+    ):
         """Check or make them; ``source`` is the array the user passed as logits, ``inputs`` what they must not overlap."""
         self.results: list[Array] = []
+        self._written: list[Array] = []
         for name, out in (("grad_out", grad_out), ("hess_out", hess_out))[:n_derivatives]:
             if out is None:
-                self.results.append(np.empty_like(scores, subok=False))
+                self.results.append(run.empty_like(scores))
+                self._written.append(self.results[-1])
                 continue
-            _check.output(name, out, scores.shape, source.dtype)
+            _check.output(name, out, scores.shape, source.dtype, run.xp)
             if name == "grad_out":
                 _check.may_be_written(name, out, "logits", source)
             else:
                 _check.apart(name, out, logits=source, grad_out=self.results[0])
             _check.apart(name, out, **inputs)
             self.results.append(out)
-        # Where the engine cannot write (byte order, alignment), it writes beside.
-        self._written = [r if r.dtype.isnative and r.flags.aligned else np.empty_like(scores) for r in self.results]
+            self._written.append(run.writable(name, out))
         # Kernels are chosen by the layout of all arrays; that of the Hessian must not change a bit of the gradient.
         if n_derivatives == 2 and _lies_otherwise(self._written[1], self._written[0]):
-            self._written[1] = np.empty_like(self._written[0], subok=False)
+            self._written[1] = run.empty_like(self._written[0])
         self.grad, self.hess = (*self._written, None, None)[:2]
 
     def with_value(self, value: Any) -> tuple[Any, Array | None, Array | None]:
@@ -252,72 +280,54 @@ class SoftmaxLoss(Loss):
     axis: int
     _least_ndim = 1
 
-    @abstractmethod
-    def _task(self) -> tuple[str, dict[str, Any]]:
-        """Return the name of the engine's task and its own options."""
-
     def _everyday_call(self) -> Everyday | None:
         if self.class_weight is not None or self.reduction == "none" or self.axis not in (-1, 1):
             return None
         task, options = self._task()
         return self._short_way(task, **options)
 
-    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+    def _checked(self, run: Run, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
         axis = _check.axis_of(self.axis, logits.ndim)
         _check.n_classes(logits, axis)
-        labels = _check.target(target, logits.shape, axis)
-        return labels, _check.sample_weight(sample_weight, logits.shape[:axis] + logits.shape[axis + 1 :])
+        labels = _check.target(target, logits.shape, axis, run.xp)
+        return labels, _check.sample_weight(sample_weight, logits.shape[:axis] + logits.shape[axis + 1 :], run.xp)
 
-    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
+    def _computed(self, run: Run, logits: Array, target: Array, **arguments: Any) -> Any:
         axis = _check.axis_of(self.axis, logits.ndim)
-        class_weight = self._class_weights(target, logits.shape[axis], axis, _check.arithmetic(logits.dtype))
+        class_weight = self._class_weights(run, target, logits.shape[axis], axis, _check.arithmetic(logits.dtype))
         task, options = self._task()
         return run.softmax_loss(task, logits, target, axis=axis, class_weight=class_weight, **options, **arguments)
 
-    def _class_weights(self, labels: Array, n_classes: int, axis: int, dtype: np.dtype[Any]) -> Array | None:
+    def _class_weights(self, run: Run, labels: Array, n_classes: int, axis: int, dtype: np.dtype[Any]) -> Array | None:
         """Return the class weights of one call as an array in the dtype of the arithmetic."""
         if self.class_weight is None:
             return None
         if self.class_weight == "balanced":
-            return _balanced_of_call(labels, n_classes, axis, self.ignore_index).astype(dtype)
-        return _check.class_weight(self.class_weight, n_classes, dtype)
+            return run.balanced(labels, n_classes, axis, self.ignore_index).astype(dtype)
+        return run.option(self, (n_classes, dtype), lambda: _check.class_weight(self.class_weight, n_classes, dtype))
 
 
 class BinaryLoss(Loss):
     """A loss of every element by itself."""
 
+    pos_weight: Any = None  # a focal loss has none
     _least_ndim = 0
 
-    @abstractmethod
-    def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
-        """Return the name of the engine's task and its own options, for logits of this shape and arithmetic."""
-
     def _everyday_call(self) -> Everyday | None:
-        if getattr(self, "pos_weight", None) is not None or self.reduction == "none":
+        if self.pos_weight is not None or self.reduction == "none":
             return None
-        task, options = self._task((), np.dtype(np.float64))
-        options.pop("pos_weight", None)
+        task, options = self._task()
         return self._short_way(task, **options)
 
-    def _checked(self, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
-        return _check.binary_target(target, logits.shape), _check.sample_weight(sample_weight, logits.shape)
+    def _checked(self, run: Run, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
+        shape = logits.shape
+        return _check.binary_target(target, shape, run.xp), _check.sample_weight(sample_weight, shape, run.xp)
 
-    def _computed(self, logits: Array, target: Array, **arguments: Any) -> Any:
-        task, options = self._task(logits.shape, _check.arithmetic(logits.dtype))
+    def _computed(self, run: Run, logits: Array, target: Array, **arguments: Any) -> Any:
+        task, options = self._task()
+        if self.pos_weight is not None:
+            shape, dtype = logits.shape, _check.arithmetic(logits.dtype)
+            options["pos_weight"] = run.option(
+                self, (shape[-1:], dtype), lambda: _check.pos_weight(self.pos_weight, shape, dtype)
+            )
         return run.binary_loss(task, logits, target, **options, **arguments)
-
-
-def _balanced_of_call(labels: Array, n_classes: int, axis: int, ignore_index: int | None) -> Array:
-    """Balanced weights from a call's own target, ignored rows left out."""
-    if not _check.is_floating(labels.dtype):
-        counted = labels if ignore_index is None else labels[labels != ignore_index]
-        if ((counted < 0) | (counted >= n_classes)).any():
-            _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
-        return balanced_class_weight(counted, n_classes)
-    rows = np.moveaxis(labels, axis, -1).reshape(-1, n_classes).astype(np.float64)
-    if not (np.isfinite(rows) & (rows >= 0)).all():
-        _check.explain_target(labels, n_classes, ignore_index, labels.dtype)
-    if ignore_index is not None and 0 <= ignore_index < n_classes:
-        others = np.delete(rows, ignore_index, axis=1)
-        rows = rows[(rows[:, ignore_index] == 0) | others.any(axis=1)]
-    return balanced_class_weight(rows, n_classes)

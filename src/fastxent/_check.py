@@ -2,7 +2,8 @@
 
 The first half checks options, when a loss is made; the second half arrays, when it is called, before anything is
 written. Values inside large arrays (targets, weights) are surveyed by the engine, in parallel; what it finds is put
-into words here.
+into words here. ``xp`` is the namespace of the arrays of a call, NumPy or CuPy; of the latter nothing but address, shape,
+strides and dtype is looked at here, for their elements the CPU would have to wait.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
+from fastxent import _dispatch
 
 Array = npt.NDArray[Any]
 
@@ -23,15 +26,23 @@ INPUTS = ("logits", "log_probs", "probs")
 BINARY_INPUTS = ("logits", "probs")
 # Overlaps of strided arrays are an integer programming problem; beyond this much work they count as overlapping.
 OVERLAP_WORK: Any = 10_000
+# What targets must be: in [0, n_classes) or probabilities; in [0, 1], of binary losses, where that is None; or equal to
+# ignore_index. The dtype of the logits says where they must be finite.
+Expected = tuple[int | None, int | None, np.dtype[Any]]
 LARGEST = float(np.finfo(np.float64).max)
 
 
 def fail(
-    error: type[Exception], argument: str, rule: str, got: object, index: int | tuple[int, ...] | None = None
+    error: type[Exception],
+    argument: str,
+    rule: str,
+    got: object,
+    index: int | tuple[int, ...] | None = None,
+    note: str = "",
 ) -> NoReturn:
     """Raise ``error`` in the grammar of this library."""
     where = "" if index is None or index == () else f" at index {index}"
-    raise error(f"{argument} must {rule}; got {got}{where}")
+    raise error(f"{argument} must {rule}; got {got}{where}{note}")
 
 
 def plain(value: Any) -> Any:
@@ -118,7 +129,7 @@ def option_pos_weight(value: Any) -> float | tuple[float, ...] | None:
     if value is None:
         return None
     try:
-        weights = np.asarray(value)
+        weights = on_host(value)
     except (TypeError, ValueError):
         fail(TypeError, "pos_weight", rule, repr(value))
     if is_floating(weights.dtype):
@@ -144,7 +155,7 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
     if isinstance(value, Mapping):
         return MappingProxyType({_class_key(k): _weight("class_weight", w, _class_key(k)) for k, w in value.items()})
     try:
-        weights = np.asarray(value)
+        weights = on_host(value)
     except (TypeError, ValueError):
         fail(TypeError, "class_weight", rule, repr(value))
     if weights.ndim != 1 or (weights.dtype.kind not in "buif" and weights.size):
@@ -152,6 +163,11 @@ def option_class_weight(value: Any) -> str | Mapping[int, float] | tuple[float, 
             fail(TypeError, "class_weight", rule, _described(value, weights))
         fail(ValueError, "class_weight", rule, f"shape {weights.shape}")
     return tuple(_weight("class_weight", w, i) for i, w in enumerate(weights.tolist()))
+
+
+def on_host(value: Any) -> Array:
+    """An array of the CPU; CuPy arrays are copied, as those of options are, once."""
+    return np.asarray(value.get() if _dispatch.is_cupy(value) else value)
 
 
 def _described(value: Any, array: Array) -> str:
@@ -177,11 +193,19 @@ def _weight(argument: str, value: Any, index: int | None = None) -> float:
 # ---- arrays ----
 
 
-def native(array: Array) -> Array:
-    """The array in the machine's byte order and aligned; a copy only where it is not."""
-    if array.dtype.isnative and array.flags.aligned:
-        return array
-    return array.astype(array.dtype.newbyteorder("="), order="K")
+def native(argument: str, array: Any) -> Array:
+    """The array in the machine's byte order and aligned; a copy only where it is not. The GPU can make none."""
+    if not isinstance(array, np.ndarray):
+        place = array.data.ptr
+        for stride in array.strides:
+            place |= stride
+        if place % array.itemsize or not array.dtype.isnative:
+            got = f"{array.dtype} at address {array.data.ptr}"
+            fail(ValueError, argument, "be aligned and in native byte order on the GPU", got)
+    elif not (array.dtype.isnative and array.flags.aligned):
+        array = array.astype(array.dtype.newbyteorder("="), order="K")
+    native_array: Array = array
+    return native_array
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -196,9 +220,9 @@ def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
-def logits(argument: str, values: Any, *, least_ndim: int = 1) -> Array:
+def logits(argument: str, values: Any, *, least_ndim: int = 1, xp: Any = np) -> Array:
     """An array of a half, single or double floating type; lists, integers and booleans become float64."""
-    array = np.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind in "bui":
         array = array.astype(np.float64)
     elif not is_floating(array.dtype) or array.dtype.itemsize > 8:
@@ -223,9 +247,9 @@ def n_classes(array: Array, axis: int) -> int:
     return int(array.shape[axis])
 
 
-def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
+def target(values: Any, logits_shape: tuple[int, ...], axis: int, xp: Any = np) -> Array:
     """Class indices of the shape of the logits less the class axis, or probabilities of the shape of the logits."""
-    array = np.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     row_shape = logits_shape[:axis] + logits_shape[axis + 1 :]
     kind = array.dtype.kind
     if array.size == 0 and isinstance(values, list) and array.shape == row_shape:
@@ -239,31 +263,29 @@ def target(values: Any, logits_shape: tuple[int, ...], axis: int) -> Array:
         wrong_type = not (kind in "bui" or floating) or (floating and array.shape == row_shape)
         rule = f"be integer class indices of shape {row_shape} or probabilities of shape {logits_shape}"
         fail(TypeError if wrong_type else ValueError, "target", rule, f"{array.dtype} of shape {array.shape}")
-    return native(array)
+    return native("target", array)
 
 
 def _at_most_double(array: Array) -> Array:
     return array.astype(np.float64) if array.dtype.itemsize > 8 else array
 
 
-def binary_target(values: Any, shape: tuple[int, ...]) -> Array:
+def binary_target(values: Any, shape: tuple[int, ...], xp: Any = np) -> Array:
     """Numbers of the shape of the logits; that they are in [0, 1] is for the engine to see."""
-    array = np.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "target", "be integers, booleans or floats", f"{array.dtype} of shape {array.shape}")
     if array.shape != shape:
         fail(ValueError, "target", f"have shape {shape}", f"shape {array.shape}")
-    return native(_at_most_double(array))
+    return native("target", _at_most_double(array))
 
 
-def pos_weight(weights: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
-    """The option, a number or a tuple of one per label, as an array of the shape of the logits (broadcast, not copied)."""
-    if weights is None:
-        return None
+def pos_weight(weights: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """The option, a number or a tuple of one per label, as an array that can be broadcast to the shape of the logits."""
     exact = np.asarray(weights, np.float64)
     if exact.ndim and exact.shape != shape[-1:]:
         fail(ValueError, "pos_weight", f"have shape {shape[-1:]}", f"shape {exact.shape}")
-    return np.broadcast_to(narrowed("pos_weight", exact, dtype), shape)
+    return narrowed("pos_weight", exact, dtype)
 
 
 def narrowed(argument: str, exact: Array, dtype: np.dtype[Any]) -> Array:
@@ -277,11 +299,11 @@ def narrowed(argument: str, exact: Array, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-def sample_weight(values: Any, row_shape: tuple[int, ...]) -> Array | None:
+def sample_weight(values: Any, row_shape: tuple[int, ...], xp: Any = np) -> Array | None:
     """One weight per sample or per row, as an array of the shape of the rows (broadcast, not copied)."""
     if values is None:
         return None
-    array = np.asarray(values)
+    array: Array = values if type(values) is xp.ndarray else xp.asarray(values)
     if array.dtype.kind not in "bui" and not is_floating(array.dtype):
         fail(TypeError, "sample_weight", "be real numbers", array.dtype)
     per_sample = row_shape[:1]
@@ -290,9 +312,9 @@ def sample_weight(values: Any, row_shape: tuple[int, ...]) -> Array | None:
         fail(ValueError, "sample_weight", f"have shape {shapes}", f"shape {array.shape}")
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         array = array.astype(np.float64)
-    array = native(array)
+    array = native("sample_weight", array)
     if array.shape != row_shape:
-        array = np.broadcast_to(array.reshape(per_sample + (1,) * (len(row_shape) - 1)), row_shape)
+        array = xp.broadcast_to(array.reshape(per_sample + (1,) * (len(row_shape) - 1)), row_shape)
     return array
 
 
@@ -312,19 +334,20 @@ def class_weight(weights: Any, k: int, dtype: np.dtype[Any]) -> Array:
     return narrowed("class_weight", exact, dtype)
 
 
-def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def output(argument: str, values: Any, shape: tuple[int, ...], dtype: np.dtype[Any], xp: Any = np) -> Array:
     """A writable array of this shape and dtype that does not overlap itself."""
-    if not isinstance(values, np.ndarray):
-        fail(TypeError, argument, "be a NumPy array", type(values).__name__)
+    if not isinstance(values, xp.ndarray):
+        fail(TypeError, argument, f"be a {'NumPy' if xp is np else 'CuPy'} array", type(values).__name__)
     if values.dtype != dtype and values.dtype.newbyteorder("=") != dtype.newbyteorder("="):
         fail(TypeError, argument, f"have dtype {dtype}", values.dtype)
     if values.shape != shape:
         fail(ValueError, argument, f"have shape {shape}", values.shape)
-    if not values.flags.writeable:
+    if not getattr(values.flags, "writeable", True):  # CuPy knows no read-only arrays
         fail(ValueError, argument, "be writable", "a read-only array")
     if overlaps_itself(values):
         fail(ValueError, argument, "not overlap itself", f"strides {values.strides}")
-    return values
+    array: Array = values
+    return array
 
 
 def overlaps_itself(array: Array) -> bool:
@@ -347,8 +370,23 @@ def overlaps_itself(array: Array) -> bool:
     return bool((gaps < array.itemsize).any())
 
 
-def overlap(a: Array, b: Array) -> bool:
+def _shadow(array: Any) -> Array:
+    """Bytes in the place of an array of the GPU, whose values must not be looked at; arrays of the CPU as they are."""
+    if isinstance(array, np.ndarray):
+        return array
+    place = {"data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides}
+    return np.asarray(SimpleNamespace(__array_interface__=place | {"typestr": f"|V{array.itemsize}", "version": 3}))
+
+
+def overlap(a: Any, b: Any) -> bool:
     """Whether two arrays share memory (or it would take too long to find out)."""
+    if a is b:
+        return bool(a.size > 0)
+    if not isinstance(a, np.ndarray):
+        if a.flags.c_contiguous and b.flags.c_contiguous:
+            first, second = a.data.ptr, b.data.ptr
+            return bool(a.size and b.size and first < second + b.nbytes and second < first + a.nbytes)
+        a, b = _shadow(a), _shadow(b)
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -359,6 +397,7 @@ def overlap(a: Array, b: Array) -> bool:
 
 def same_memory(a: Array, b: Array) -> bool:
     """Whether element for element the two are one."""
+    a, b = _shadow(a), _shadow(b)
     place_a, place_b = a.__array_interface__["data"][0], b.__array_interface__["data"][0]
     steps = zip(a.strides, b.strides, a.shape, strict=False)
     return bool(
@@ -371,14 +410,14 @@ def same_memory(a: Array, b: Array) -> bool:
 
 def may_be_written(argument: str, out: Array, source: str, inputs: Array) -> None:
     """An output may be the array it is computed from, but not a part of it."""
-    if overlap(out, inputs) and not same_memory(out, inputs):
+    if out is not inputs and overlap(out, inputs) and not same_memory(out, inputs):
         fail(ValueError, argument, f"be {source} itself or not overlap it", "a partial overlap")
 
 
 def apart(argument: str, out: Array, **others: Any) -> None:
     """An output must not overlap any of these."""
     for name, other in others.items():
-        if isinstance(other, np.ndarray) and overlap(out, other):
+        if other is not None and overlap(out, other):
             fail(ValueError, argument, f"not overlap {name}", "an overlap")
 
 
@@ -390,38 +429,40 @@ def _as_doubles(array: Array) -> Array:
         return array.astype(np.float64)
 
 
+SAMPLE_WEIGHT_RULE = "be finite and >= 0"
+FINITE_SUM = "have a finite sum"
+
+
+def target_rule(dtype: np.dtype[Any], k: int | None, ignore_index: int | None) -> str:
+    """What targets of this dtype must be, see ``Expected``."""
+    if k is not None and is_floating(dtype):
+        return "be finite and >= 0"
+    rule = "be in [0, 1]" if k is None else f"be in [0, {k})"
+    return rule if ignore_index is None else f"{rule} or equal to ignore_index"
+
+
 def explain_sample_weight(weights: Any) -> NoReturn:
     """The first sample weight that is negative or not finite."""
     array = np.asarray(weights)
     wide = _as_doubles(array)
     flat = int(np.argmin(np.isfinite(wide) & (wide >= 0)))
     value = plain(array.reshape(-1)[flat])
-    fail(ValueError, "sample_weight", "be finite and >= 0", value, index_of(flat, array.shape))
+    fail(ValueError, "sample_weight", SAMPLE_WEIGHT_RULE, value, index_of(flat, array.shape))
 
 
-def explain_target(targets: Array, k: int, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
-    """The first class index out of range, or the first probability that is negative or not finite."""
-    if is_floating(targets.dtype):
-        wide = _as_doubles(targets)
-        good, rule = np.isfinite(wide) & (wide >= 0), "be finite and >= 0"
+def explain_target(targets: Array, k: int | None, ignore_index: int | None, dtype: np.dtype[Any]) -> NoReturn:
+    """The first target that is out of range, or is not finite."""
+    rule = target_rule(targets.dtype, k, ignore_index)
+    wide = _as_doubles(targets) if is_floating(targets.dtype) else targets
+    if k is not None and wide is not targets:
+        good = np.isfinite(wide) & (wide >= 0)
         if good.all():
             with np.errstate(over="ignore"):
                 good, rule = np.isfinite(targets.astype(arithmetic(dtype))), f"be finite in {arithmetic(dtype)}"
     else:
-        good, rule = (targets >= 0) & (targets < k), f"be in [0, {k})"
+        good = (wide >= 0) & (wide <= 1 if k is None else wide < k)
         if ignore_index is not None:
-            good |= targets == ignore_index
-            rule += " or equal to ignore_index"
-    _fail_at_first_bad(targets, good, rule)
-
-
-def explain_binary_target(targets: Array, ignore_index: int | None) -> NoReturn:
-    """The first target outside [0, 1]."""
-    wide = _as_doubles(targets) if is_floating(targets.dtype) else targets
-    good, rule = (wide >= 0) & (wide <= 1), "be in [0, 1]"
-    if ignore_index is not None:
-        good |= wide == ignore_index
-        rule += " or equal to ignore_index"
+            good |= wide == ignore_index
     _fail_at_first_bad(targets, good, rule)
 
 

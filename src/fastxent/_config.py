@@ -186,6 +186,20 @@ def _reason() -> str:
     return why if _requested == -1 else f"{why}, set_num_threads({_requested})"
 
 
+def _gpu() -> str:
+    """Whether CuPy arrays can be used; CuPy is looked at only where it has been imported already."""
+    from importlib.util import find_spec
+
+    cupy = sys.modules.get("cupy")
+    if cupy is not None:
+        from fastxent.gpu import is_available
+
+        return f"{'yes' if is_available() else 'no GPU found'} (CuPy {getattr(cupy, '__version__', '?')})"
+    if find_spec("cupy") is None:
+        return "no (CuPy is not installed)"
+    return "not looked for (CuPy is installed, but not imported; `python -m fastxent info --gpu` does that)"
+
+
 def config() -> dict[str, Any]:
     """Everything show_config prints."""
     import platform  # here, because it takes a third of the time of the whole import
@@ -201,6 +215,7 @@ def config() -> dict[str, Any]:
         "levels available": ", ".join(usable_levels()),
         "OpenMP": "yes" if engine.has_openmp() else "no",
         "threads": f"{get_num_threads()} ({_reason()})",
+        "GPU": _gpu(),
         "extension": os.path.basename(engine.__file__ or "?"),
     }
 

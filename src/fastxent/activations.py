@@ -8,25 +8,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastxent import _check
-from fastxent.cpu import run
+from fastxent import _check, _dispatch
+from fastxent._run import Run
+from fastxent.cpu.run import run as run_on_cpu
 
 __all__ = ["balanced_class_weight", "log_sigmoid", "log_softmax", "logsumexp", "sigmoid", "softmax"]
 
 Array = npt.NDArray[Any]
 
 
-def _activation(x: Any, out: Any, least_ndim: int, write: Callable[[Array, Array], None]) -> Array:
+def _activation(
+    x: Any, out: Any, least_ndim: int, write: Callable[[Run, Array, Array], None], run: Run | None = None
+) -> Array:
     """Check x and out, and have ``write`` fill the result."""
-    source = _check.logits("x", x, least_ndim=least_ndim)
-    scores = _check.native(source)
+    if run is None:
+        if not (type(x) is np.ndarray and (out is None or type(out) is np.ndarray)):
+            return _dispatch.call(lambda run: _activation(x, out, least_ndim, write, run), x=x, out=out)
+        run = run_on_cpu
+    source = _check.logits("x", x, least_ndim=least_ndim, xp=run.xp)
+    scores = _check.native("x", source)
     if out is None:
-        result = np.empty_like(scores, subok=False)
+        result = written = run.empty_like(scores)
     else:
-        result = _check.output("out", out, source.shape, source.dtype)
+        result = _check.output("out", out, source.shape, source.dtype, run.xp)
         _check.may_be_written("out", result, "x", source)
-    written = result if result.dtype.isnative and result.flags.aligned else np.empty_like(scores)
-    write(scores, written)
+        written = run.writable("out", result)
+    write(run, scores, written)
     if written is not result:
         result[...] = written
     return result
@@ -36,14 +43,14 @@ def _softmax(x: Any, axis: Any, out: Any, log: bool) -> Array:
     number = _check.option_integer("axis", axis)
     assert number is not None
 
-    def write(scores: Array, written: Array) -> None:
+    def write(run: Run, scores: Array, written: Array) -> None:
         run.softmax(scores, axis=_check.axis_of(number, scores.ndim), out=written, log=log)
 
     return _activation(x, out, 1, write)
 
 
 def _sigmoid(x: Any, out: Any, log: bool) -> Any:
-    result = _activation(x, out, 0, lambda scores, written: run.sigmoid(scores, out=written, log=log))
+    result = _activation(x, out, 0, lambda run, scores, written: run.sigmoid(scores, out=written, log=log))
     return result[()] if out is None else result
 
 
@@ -185,12 +192,15 @@ def logsumexp(x: npt.ArrayLike, *, axis: int = -1) -> Any:
     """
     number = _check.option_integer("axis", axis)
     assert number is not None
-    source = _check.logits("x", x)
-    position = _check.axis_of(number, source.ndim)
-    scores = _check.native(source)
-    out = np.empty(scores.shape[:position] + scores.shape[position + 1 :], scores.dtype)
-    run.logsumexp(scores, axis=position, out=out)
-    return out[()]
+
+    def compute(run: Run) -> Any:
+        scores = _check.native("x", _check.logits("x", x, xp=run.xp))
+        position = _check.axis_of(number, scores.ndim)
+        out = run.xp.empty(scores.shape[:position] + scores.shape[position + 1 :], scores.dtype)
+        run.logsumexp(scores, axis=position, out=out)
+        return out[()]
+
+    return compute(run_on_cpu) if type(x) is np.ndarray else _dispatch.call(compute, x=x)
 
 
 def sigmoid(x: npt.ArrayLike, *, out: Array | None = None) -> Any:
@@ -323,18 +333,17 @@ def balanced_class_weight(target: npt.ArrayLike, n_classes: int) -> npt.NDArray[
     assert k is not None
     if k < 1:
         _check.fail(ValueError, "n_classes", "be at least 1", k)
-    labels = np.asarray(target)
-    floating = _check.is_floating(labels.dtype)
-    if floating and labels.shape[-1:] == (k,):
-        if not (np.isfinite(labels) & (labels >= 0)).all():
-            _check.explain_target(labels, k, None, labels.dtype)
-        return run.balanced(run.sum_of_rows(labels.reshape(-1, k)))
-    if labels.size == 0:
-        return np.zeros(k)
-    if labels.dtype.kind not in "bui":
-        rule = f"be integer class indices or probabilities of shape (..., {k})"
-        error = ValueError if floating and labels.ndim > 1 else TypeError
-        _check.fail(error, "target", rule, f"{labels.dtype} of shape {labels.shape}")
-    if ((labels < 0) | (labels >= k)).any():
-        _check.explain_target(labels, k, None, labels.dtype)
-    return run.balanced(np.bincount(labels.reshape(-1).astype(np.intp, copy=False), minlength=k))
+
+    def compute(run: Run) -> npt.NDArray[np.float64]:
+        labels: Any = target if type(target) is run.xp.ndarray else run.xp.asarray(target)
+        if labels.dtype.kind not in "bui":
+            floating = _check.is_floating(labels.dtype)
+            if labels.size == 0 and labels.shape[-1:] != (k,):
+                labels = labels.astype(np.int64)  # an empty list says nothing about its dtype
+            elif not floating or labels.shape[-1:] != (k,):
+                rule = f"be integer class indices or probabilities of shape (..., {k})"
+                error = ValueError if floating and labels.ndim > 1 else TypeError
+                _check.fail(error, "target", rule, f"{labels.dtype} of shape {labels.shape}")
+        return run.balanced(labels, k, -1, None, survey=True)
+
+    return _dispatch.call(compute, target=target)

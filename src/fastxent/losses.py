@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fastxent import _check
 from fastxent._base import BinaryLoss, SoftmaxLoss
 from fastxent.activations import balanced_class_weight
@@ -331,9 +329,8 @@ class BinaryCrossEntropy(BinaryLoss):
             inputs=_check.option_among("inputs", self.inputs, _check.BINARY_INPUTS),
         )
 
-    def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
-        positive = _check.pos_weight(self.pos_weight, shape, dtype)
-        return "binary_cross_entropy", {"inputs": self.inputs, "pos_weight": positive}
+    def _task(self) -> tuple[str, dict[str, Any]]:
+        return "binary_cross_entropy", {"inputs": self.inputs}
 
 
 @dataclass(frozen=True, repr=False)
@@ -427,7 +424,7 @@ class BinaryFocalLoss(BinaryLoss):
             reduction=_check.option_among("reduction", self.reduction, _check.REDUCTIONS),
         )
 
-    def _task(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[str, dict[str, Any]]:
+    def _task(self) -> tuple[str, dict[str, Any]]:
         if self.gamma == 0 and self.alpha is None:
             return "binary_cross_entropy", {}
         return "binary_focal", {"gamma": self.gamma, "alpha": self.alpha}
