@@ -126,6 +126,7 @@ setup(
             "cdivision": True,
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
+            "auto_pickle": False,
         },
     ),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
