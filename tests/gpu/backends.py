@@ -23,8 +23,10 @@ NAMES = ("stand_in", "emulated", "gpu")
 def unusable(name):
     """Why a backend cannot be used here; None if it can."""
     if name == "emulated":
-        from gpu.emulator import emulator
-
+        try:
+            from gpu.emulator import emulator
+        except ImportError as problem:  # a source distribution may lack its header
+            return f"no emulator: {problem}"
         return emulator.WHY_NOT
     if name == "gpu":
         try:
