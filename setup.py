@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
+from Cython.Compiler import Options
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -38,8 +39,14 @@ COMPILE_FLAGS = {
 FLOAT_FLAGS = {"unix": ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-lto"], "msvc": []}
 LINK_FLAGS = {"unix": [] if DEBUG or sys.platform == "darwin" else ["-Wl,--strip-all"], "msvc": []}
 # What not every compiler knows. Below -O3 GCC vectorizes plain loops but for the first; the others are for the size of the
-# wheel: 15 kB and 3 kB of it.
-SIZE_FLAGS = ["-fno-asynchronous-unwind-tables", "-fno-align-functions", "-fno-align-jumps"]
+# wheel, 30 kB in all, and cost no time that could be measured (benchmarks/NOTES.md).
+SIZE_FLAGS = [
+    "-fno-asynchronous-unwind-tables",
+    "-fno-align-functions",
+    "-fno-align-jumps",
+    "-fno-gcse",
+    "-fno-schedule-insns2",
+]
 OPTIONAL_FLAGS = {"unix": ["-fvect-cost-model=dynamic", *([] if DEBUG else SIZE_FLAGS)], "msvc": []}
 OPENMP_FLAGS = {
     "unix": (["-fopenmp"], ["-fopenmp"]),
@@ -116,6 +123,9 @@ engine = Extension(
     py_limited_api=ABI3,
 )
 
+# Nobody sees the engine but this package: its docstrings are for readers of the source.
+Options.docstrings = False
+
 setup(
     ext_modules=cythonize(
         [engine],
@@ -127,6 +137,7 @@ setup(
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
             "auto_pickle": False,
+            "binding": False,
         },
     ),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
