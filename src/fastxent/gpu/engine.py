@@ -43,12 +43,12 @@ class Fields:
     def __init__(self) -> None:
         self.arrays: dict[str, tuple[int, int, int, int]] = {}
         self.class_weight = self.divisor = self.partial = self.flaws = self.flagged = 0
-        self.shape = 0, 0, 0
+        self.shape: tuple[int, int, int] = (0, 0, 0)
         self.ignore_index: int | None = None
-        self.options = 0.0, 0.0, -1.0  # label_smoothing, gamma, alpha
-        self.scale = 1.0
+        self.options: tuple[float, float, float] = (0.0, 0.0, -1.0)  # label_smoothing, gamma, alpha
+        self.scale: float = 1.0
         self.call = self.target_type = self.sample_weight_type = 0
-        self.geometry = 1, 1, 0  # tile_rows, tiles_per_block, stage_bytes
+        self.geometry: tuple[int, int, int] = (1, 1, 0)  # tile_rows, tiles_per_block, stage_bytes
 
     def by_value(self) -> npt.NDArray[np.void]:
         """The bytes, as CuPy passes structures to kernels: an array of size one."""
@@ -156,17 +156,20 @@ class Job:
         gamma: float = 0.0,
         alpha: float | None = None,
     ) -> None:
-        self.task, self.inputs, self.label_smoothing = task, inputs, label_smoothing
-        self.type = type_of(logits.dtype)
+        self.task: str = task
+        self.inputs: str = inputs
+        self.label_smoothing: float = label_smoothing
+        self.type: int = type_of(logits.dtype)
         real = np.float64 if self.type == FLOAT64 else np.float32
         if class_weight is not None:
             class_weight = sys.modules["cupy"].ascontiguousarray(class_weight, real)
         if pos_weight is not None and pos_weight.dtype != real:
             pos_weight = pos_weight.astype(real)
         arrays = zip(_ARRAYS, (logits, target, sample_weight, pos_weight, loss, grad, hess), strict=True)
-        self.arrays = {name: array for name, array in arrays if array is not None}
+        self.arrays: dict[str, Any] = {name: array for name, array in arrays if array is not None}
         self.class_weight = class_weight
-        self.fields = fields = Fields()
+        self.fields: Fields = Fields()
+        fields = self.fields
         n_outer, n_inner, n_classes = logits.shape
         # An axis of length 1 becomes the outer one.
         swap = n_inner == 1
@@ -181,7 +184,8 @@ class Job:
         fields.class_weight = 0 if class_weight is None else class_weight.data.ptr
         fields.ignore_index = ignore_index
         fields.options = label_smoothing, gamma, -1 if alpha is None else alpha
-        fields.target_type = self.target_type = planning.INT64 if target is None else type_of(target.dtype)
+        self.target_type: int = planning.INT64 if target is None else type_of(target.dtype)
+        fields.target_type = self.target_type
         fields.sample_weight_type = 0 if sample_weight is None else type_of(sample_weight.dtype)
 
     @property
