@@ -39,12 +39,11 @@ COMPILE_FLAGS = {
 FLOAT_FLAGS = {"unix": ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-lto"], "msvc": []}
 LINK_FLAGS = {"unix": [] if DEBUG or sys.platform == "darwin" else ["-Wl,--strip-all"], "msvc": []}
 # What not every compiler knows. Below -O3 GCC vectorizes plain loops but for the first; the others are for the size of the
-# wheel, 30 kB in all, and cost no time that could be measured (benchmarks/NOTES.md).
+# wheel, 28 kB in all, and cost no time that could be measured (benchmarks/NOTES.md).
 SIZE_FLAGS = [
     "-fno-asynchronous-unwind-tables",
     "-fno-align-functions",
     "-fno-align-jumps",
-    "-fno-gcse",
     "-fno-schedule-insns2",
 ]
 OPTIONAL_FLAGS = {"unix": ["-fvect-cost-model=dynamic", *([] if DEBUG else SIZE_FLAGS)], "msvc": []}

@@ -51,7 +51,7 @@ def test_random_calls_reach_every_regime(monkeypatch):
         reached.add((plan["regime"], plan["stream"]))
         return planned
 
-    monkeypatch.setattr(run, "Job", job)
+    monkeypatch.setattr(run.CpuRun, "job", staticmethod(job))
     for seed in range(600):
         fuzzing.first_problem(fuzzing.random_case(seed))
     for level in _config.usable_levels():
