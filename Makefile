@@ -40,6 +40,9 @@ gpu-test: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on CuPy arrays, a
 gpu-emulated: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on the kernels of the GPU, emulated (a quarter of an hour)
 	$(BIN)/python -m pytest -m "emulated or not emulated" -k emulated tests/test_gpu_parity.py
 
+gpu-compile: $(BUILT) $(call GROUP,test)  ## every variant of the kernels of the GPU through the compiler (hours)
+	EVERYTHING=1 $(BIN)/python -m pytest -m slow tests/test_gpu_compile.py
+
 gpu-bench: $(BUILT) $(call GROUP,test)  ## the speed table on a GPU, beside the peers that can be imported
 	$(BIN)/python -m benchmarks.gpu
 

@@ -189,13 +189,14 @@ def test_a_sample_of_all_variants_compiles_without_spills(capability):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_variants_of_rows_compile_without_spills(capability):
-    # Some hundred for each architecture, which takes minutes as it is; EVERYTHING=1 for all, which takes hours.
+    # Seventy for each architecture; EVERYTHING=1 (make gpu-compile) for all 3300, which takes hours.
     first = CAPABILITIES.index(capability)
-    check_all(rows_plans(capability)[slice(None) if EVERYTHING else slice(first, None, 12)], capability)
+    check_all(rows_plans(capability)[slice(None) if EVERYTHING else slice(first, None, 48)], capability)
 
 
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_other_variant_compiles_without_spills(capability):
-    check_all(distinct(other_plans()), capability)
+def test_other_variants_compile_without_spills(capability):
+    first = CAPABILITIES.index(capability)
+    check_all(distinct(other_plans())[slice(None) if EVERYTHING else slice(first, None, 4)], capability)
