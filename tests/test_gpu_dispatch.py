@@ -3,14 +3,13 @@
 import contextlib
 import gc
 import inspect
-import os
 import re
-import subprocess
 import sys
 import weakref
 
 import numpy as np
 import pytest
+from fresh import run_python
 from gpu.backends import backend, unusable
 
 import fastxent as fx
@@ -43,19 +42,6 @@ def gpu_run():
 
 
 # --- the side ---------------------------------------------------------------------------------------------------------
-
-
-def run_python(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | environment,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 def test_calls_on_numpy_arrays_load_nothing_of_the_gpu():

@@ -47,7 +47,7 @@ def _gpu():
         assert engine.flaws() is None
 
 
-def check(name, options, logits, target, sample_weight=None, **how):
+def assert_like_reference(name, options, logits, target, sample_weight=None, **how):
     """All three numbers of a loss are what the reference gives, within the bounds of the CPU's tests."""
     expected = expected_of(name, options, np.array(logits), target, sample_weight)
     results = losses.evaluate(name, options, logits, target, sample_weight, **how)
@@ -73,7 +73,7 @@ def test_cross_entropy_of_every_size(dtype, n_classes):
     rng = np.random.default_rng(n_classes)
     n_rows = 300 if n_classes < 30 else 33 if n_classes < 300 else 9
     logits = nasty_logits(rng, n_rows, n_classes, dtype)
-    check("CrossEntropy", {}, logits, rng.integers(0, n_classes, n_rows), n_derivatives=1)
+    assert_like_reference("CrossEntropy", {}, logits, rng.integers(0, n_classes, n_rows), n_derivatives=1)
 
 
 @pytest.mark.parametrize("offset", range(4))
@@ -84,7 +84,9 @@ def test_every_alignment_of_logits_and_gradient(n_classes, offset):
     rng = np.random.default_rng(offset)
     logits = at_byte(nasty_logits(rng, 5, n_classes, np.float32), 4 * offset)
     for out in (offset, offset + 1):
-        check("CrossEntropy", {}, logits, rng.integers(0, n_classes, 5), n_derivatives=1, offset=4 * out)
+        assert_like_reference(
+            "CrossEntropy", {}, logits, rng.integers(0, n_classes, 5), n_derivatives=1, offset=4 * out
+        )
 
 
 @pytest.mark.parametrize(("dtype", "n_classes"), [(np.float32, 20001), (np.float32, 60002), (np.float64, 12003)])
@@ -93,9 +95,9 @@ def test_clusters_share_a_row(dtype, n_classes):
     logits = nasty_logits(rng, 4, n_classes, dtype)
     assert plan_of(logits)["CLUSTER"] in (4, 8)
     target = np.array([0, n_classes - 1, n_classes // 2, n_classes // 3])
-    check("CrossEntropy", {}, logits, target, n_derivatives=1)
+    assert_like_reference("CrossEntropy", {}, logits, target, n_derivatives=1)
     with losses.gpu(has_clusters=False):
-        check("CrossEntropy", {}, logits, target, n_derivatives=1)
+        assert_like_reference("CrossEntropy", {}, logits, target, n_derivatives=1)
 
 
 @pytest.mark.parametrize("n_slices", [1, 2, 3, 5, 7])
@@ -106,7 +108,7 @@ def test_blocks_of_a_cluster_may_have_nothing_to_do(n_slices, monkeypatch):
     planning.rows.cache_clear()
     rng = np.random.default_rng(0)
     logits = nasty_logits(rng, 7, 4 * n_slices + 1, np.float32)
-    check("CrossEntropy", {}, logits, rng.integers(0, logits.shape[1], 7), n_derivatives=1)
+    assert_like_reference("CrossEntropy", {}, logits, rng.integers(0, logits.shape[1], 7), n_derivatives=1)
     planning.rows.cache_clear()
 
 
@@ -117,7 +119,7 @@ def test_other_architectures(capability, n_classes):
     rng = np.random.default_rng(0)
     logits = nasty_logits(rng, 40 if n_classes < 1000 else 9, n_classes, np.float32)
     with losses.gpu(capability):
-        check("CrossEntropy", {}, logits, rng.integers(0, n_classes, len(logits)), n_derivatives=1)
+        assert_like_reference("CrossEntropy", {}, logits, rng.integers(0, n_classes, len(logits)), n_derivatives=1)
 
 
 def test_rows_too_long_for_shared_memory():
@@ -125,7 +127,7 @@ def test_rows_too_long_for_shared_memory():
     logits = nasty_logits(rng, 2, 30000, np.float32)
     with losses.gpu(86):
         assert plan_of(logits, 86)["STAGES"] == 0
-        check("CrossEntropy", {}, logits, np.array([3, 29999]), n_derivatives=1, in_place=True)
+        assert_like_reference("CrossEntropy", {}, logits, np.array([3, 29999]), n_derivatives=1, in_place=True)
 
 
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
@@ -136,7 +138,7 @@ def test_layouts_and_in_place(layout, n_classes):
     rng = np.random.default_rng(1)
     logits = LAYOUTS[layout](nasty_logits(rng, 20, n_classes, np.float32))
     target = rng.integers(0, n_classes, 20)
-    value, grad = check("CrossEntropy", {}, logits, target, n_derivatives=1)
+    value, grad = assert_like_reference("CrossEntropy", {}, logits, target, n_derivatives=1)
     in_place = LAYOUTS[layout](np.array(logits))
     again = losses.evaluate("CrossEntropy", {}, in_place, target, n_derivatives=1, in_place=True)
     assert_same_bits((np.float64(again[0]), np.array(in_place)), (np.float64(value), np.array(grad)))
@@ -158,9 +160,9 @@ def test_class_axis_anywhere(axis):
     logits = random_logits(rng, (5, 6, 41), np.float32)
     shape = np.delete(logits.shape, axis)
     target = rng.integers(0, logits.shape[axis], shape)
-    check("CrossEntropy", {"axis": axis}, logits, target, rng.uniform(0, 2, shape[0]), n_derivatives=1)
+    assert_like_reference("CrossEntropy", {"axis": axis}, logits, target, rng.uniform(0, 2, shape[0]), n_derivatives=1)
     soft = random_probabilities(rng, logits.shape, np.float32, axis)
-    check("CrossEntropy", {"axis": axis}, logits, soft, n_derivatives=1)
+    assert_like_reference("CrossEntropy", {"axis": axis}, logits, soft, n_derivatives=1)
 
 
 OPTIONS = {
@@ -200,7 +202,7 @@ def test_options(case, is_soft, n_classes):
         probabilities[::5] = one_hot(inside[::5], n_classes, dtype)  # among them ignored ones
         target = probabilities
     weights = rng.uniform(0, 2, n_rows) * (rng.random(n_rows) < 0.8) if case in ("all", "focal") else None
-    check("FocalLoss" if "gamma" in options else "CrossEntropy", options, logits, target, weights)
+    assert_like_reference("FocalLoss" if "gamma" in options else "CrossEntropy", options, logits, target, weights)
 
 
 @pytest.mark.parametrize("label_type", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
@@ -208,7 +210,7 @@ def test_labels_of_every_type(label_type):
     rng = np.random.default_rng(3)
     logits = random_logits(rng, (20, 10), np.float32)
     target = rng.integers(0, 2 if label_type == "?" else 10, 20).astype(label_type)
-    check("CrossEntropy", {}, logits, target, n_derivatives=1)
+    assert_like_reference("CrossEntropy", {}, logits, target, n_derivatives=1)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -395,7 +397,7 @@ def test_binary_losses(case, kind, dtype):
         logits = rng.uniform(0.01, 0.99, shape).astype(dtype)
     target = binary_target(rng, shape, kind, dtype)
     weights = rng.uniform(0, 2, 67) * (rng.random(67) < 0.8) if case in ("weighed", "focal") else None
-    check(name, options, logits, target, weights)
+    assert_like_reference(name, options, logits, target, weights)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 31, 1023, 1025, 4099])
@@ -405,7 +407,7 @@ def test_every_number_and_alignment_of_elements(n, offset):
     logits = at_byte(nasty_elements(rng, (n,), np.float32), offset)
     target = binary_target(rng, (n,), "bool", np.float32)
     for out in (offset, offset + 4):
-        check("BinaryCrossEntropy", {}, logits, target, offset=out)
+        assert_like_reference("BinaryCrossEntropy", {}, logits, target, offset=out)
 
 
 @pytest.mark.parametrize("layout", ["F", "strided", "reversed"])
@@ -413,7 +415,7 @@ def test_binary_layouts_and_in_place(layout):
     rng = np.random.default_rng(1)
     logits = LAYOUTS[layout](nasty_elements(rng, (20, 7), np.float32))
     target = binary_target(rng, (20, 7), "soft", np.float32)
-    value, grad = check("BinaryFocalLoss", {}, logits, target, n_derivatives=1)
+    value, grad = assert_like_reference("BinaryFocalLoss", {}, logits, target, n_derivatives=1)
     again = losses.evaluate("BinaryFocalLoss", {}, logits, target, n_derivatives=1, in_place=True)
     assert_same_bits((np.float64(again[0]), np.array(logits)), (np.float64(value), np.array(grad)))
 

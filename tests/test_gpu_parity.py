@@ -15,6 +15,8 @@ import tolerances
 from gpu import backends
 from test_half import half  # noqa: F401 - a fixture
 
+import fastxent as fx
+
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.thread_unsafe
 
@@ -30,10 +32,18 @@ USABLE = [name for name in backends.NAMES if not backends.unusable(name)]
 
 
 @pytest.mark.parametrize("name", backends.NAMES)
-def test_the_backend_can_be_used(name):
+def test_the_backend_takes_arrays_and_gives_arrays(name):
+    """Where it cannot be used, the reason for which all its tests below are missing."""
     reason = backends.unusable(name)
     if reason:
         pytest.skip(reason)
+    logits, labels = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]), np.array([1, 0])
+    value, grad = fx.CrossEntropy().value_and_grad(logits, labels)
+    with backends.backend(name) as cupy:
+        results = fx.CrossEntropy().value_and_grad(cupy.asarray(logits), cupy.asarray(labels))
+        assert all(isinstance(result, cupy.ndarray) for result in results)
+        np.testing.assert_allclose(float(results[0].get()), value, rtol=1e-15)
+        np.testing.assert_allclose(results[1].get(), grad, rtol=1e-14)
 
 
 def assert_nearly_rounded(actual, wide, kind):

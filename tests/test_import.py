@@ -1,27 +1,11 @@
 """What `import fastxent` costs, what it loads, and that it leaves the floating-point state of the process alone."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from fresh import run_python
 
 MOST_MILLISECONDS = 10
 ATTEMPTS = 12
 HEAVY = ("scipy", "sklearn", "pandas", "cupy", "torch", "jax", "dask", "joblib", "matplotlib", "threadpoolctl")
-
-
-def run(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | environment,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 @pytest.mark.thread_unsafe
@@ -31,7 +15,7 @@ def test_the_import_takes_less_than_ten_milliseconds_above_numpy(tmp_path):
     best = float("inf")
     for _ in range(ATTEMPTS):
         # Compiled, as an installed package is; the first run may have to do that.
-        best = min(best, float(run(code, PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(tmp_path))))
+        best = min(best, float(run_python(code, PYTHONDONTWRITEBYTECODE="", PYTHONPYCACHEPREFIX=str(tmp_path))))
         if best < MOST_MILLISECONDS / 2:
             break
     assert best < MOST_MILLISECONDS
@@ -46,7 +30,7 @@ fx.CrossEntropy().value_and_grad([[1.0, 2.0]], [0])
 fx.show_config()
 print("loaded:", loaded + [m for m in {HEAVY} if m in sys.modules])
 """
-    assert run(code).splitlines()[-1] == "loaded: []"
+    assert run_python(code).splitlines()[-1] == "loaded: []"
 
 
 # Seen with NumPy and with Python's own floats, before, after the import, and after calls of every level.
@@ -95,7 +79,7 @@ print("untouched")
 
 
 def test_the_floating_point_state_is_left_alone():
-    assert run(FLOATING_POINT) == "untouched"
+    assert run_python(FLOATING_POINT) == "untouched"
 
 
 def test_subnormal_results_are_not_lost():
@@ -104,4 +88,4 @@ import numpy as np, fastxent as fx
 p = fx.softmax(np.array([[0.0, -740.0]]))
 print(0 < p[0, 1] < np.finfo(float).tiny)
 """
-    assert run(code) == "True"
+    assert run_python(code) == "True"
