@@ -181,6 +181,23 @@ class Loss(ABC):
         )
         return outputs.with_value(value)
 
+    def _total_weight(self, logits: Array, target: Any, sample_weight: Any) -> float:
+        """Check all targets and weights, and return the divisor of the mean; of the logits, shape and dtype matter."""
+        targets, weights = self._checked(run_on_cpu, logits, target, sample_weight)
+        weight: float = self._computed(
+            run_on_cpu,
+            logits,
+            targets,
+            sample_weight=weights,
+            given_weight=sample_weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction="weight",
+            grad=None,
+            hess=None,
+        )
+        return weight
+
     @abstractmethod
     def _checked(self, run: Run, logits: Array, target: Any, sample_weight: Any) -> tuple[Array, Array | None]:
         """Return target and sample weights as arrays of the right shape."""

@@ -38,7 +38,10 @@ class CpuRun(Run):
         expected: _check.Expected,
         blamed: str,
     ) -> Array | float:
-        """Look at all targets and weights, raise what is wrong with them, and only then compute."""
+        """Look at all targets and weights, raise what is wrong with them, and only then compute.
+
+        The reduction "weight" computes nothing, and returns the divisor of the mean.
+        """
         divisor, flaws = 0.0, 0
         for job in jobs:
             part, flaw = job.survey()
@@ -48,8 +51,10 @@ class CpuRun(Run):
             _check.explain_sample_weight(given_weight)
         if flaws:
             _check.explain_target(target, *expected)
-        if reduction == "mean" and not isfinite(divisor):
+        if reduction in ("mean", "weight") and not isfinite(divisor):
             _check.fail(ValueError, blamed, _check.FINITE_SUM, divisor)
+        if reduction == "weight":
+            return divisor
         if reduction == "mean" and divisor == 0:
             for out in outputs:
                 if out is not None:
