@@ -47,7 +47,7 @@ def value(
 
     Parameters
     ----------
-    loss, X, target, coef, intercept, sample_weight, block_rows
+    loss, X, target, coef, intercept, sample_weight, block_rows : see there
         As for `value_and_grad`.
 
     Returns
@@ -171,12 +171,14 @@ def hessp(
 
     Parameters
     ----------
-    loss, X, target, coef, intercept, sample_weight, block_rows
+    loss, X, target, coef, intercept, sample_weight : see there
         As for `value_and_grad`.
     vector : array_like, shape of ``coef``
         What the Hessian is multiplied with.
     vector_intercept : array_like, shape of ``intercept``, or None
         The same for the intercept; None is 0.
+    block_rows : int or None
+        As for `value_and_grad`.
 
     Returns
     -------
