@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastxent import _check
 from fastxent._base import Array, BinaryLoss, Loss, SoftmaxLoss
-from fastxent.activations import sigmoid, softmax
+from fastxent.activations import log_softmax, sigmoid, softmax
 from fastxent.losses import BinaryFocalLoss, CrossEntropy, FocalLoss
 
 __all__ = ["CatBoostObjective", "Objective"]
@@ -249,20 +249,21 @@ class Objective:
             If an argument has a wrong type, or a wrong value or shape.
         """
         loss, target = _without_focus(self.loss), np.asarray(target)
-        shape = target.shape
-        if isinstance(loss, SoftmaxLoss) and target.ndim == 1:
+        binary, shape = isinstance(loss, BinaryLoss), target.shape
+        if not binary and target.ndim == 1:
             shape = (len(target), int(target.max(initial=0)) + 1 if n_classes is None else n_classes)
         raw, target = self._checked(np.zeros(shape), target)
         _, grad, hess = replace(loss, reduction="sum").value_grad_hess(raw, target, sample_weight)
         # At 0 all of a row's probabilities are the same, so that both derivatives are sums of the targets' masses.
         slope, curvature = grad.sum(axis=0), hess.sum(axis=0)
-        if isinstance(loss, BinaryLoss):
+        if binary:
             masses = np.stack([2 * curvature + slope, 2 * curvature - slope])  # of negatives, of positives
-            logs = np.log(np.maximum(masses, LEAST_SHARE * masses.sum(axis=0)))
-            return logs[1] - logs[0]
-        k = shape[1]
-        masses = curvature * k / max(k - 1, 1) - slope
-        return np.log(np.maximum(masses / masses.sum(), LEAST_SHARE))
+        else:
+            masses = curvature * (shape[1] / max(shape[1] - 1, 1)) - slope
+        total = masses.sum(axis=0)
+        logs = np.log(np.maximum(masses, LEAST_SHARE * np.where(total > 0, total, 1)))
+        score: Array = np.subtract(logs[1], logs[0]) if binary else log_softmax(logs)
+        return score
 
     def probabilities(self, raw: npt.ArrayLike) -> Array:
         """Return the probabilities of raw scores: of the positive class, or of each of several classes.
@@ -356,7 +357,7 @@ class Objective:
         return type(self.loss).__name__, self.value(y_pred, y_true, weight), False
 
 
-@dataclass(frozen=True)
+@dataclass
 class CatBoostObjective:
     """What ``Objective.catboost()`` gives to CatBoost: objective and metric.
 
