@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,22 @@ def _psd(loss: Any, raw: Array, target: Array, sample_weight: Any) -> Pair:
         wrong = smoothed * (1 - p) + (1 - smoothed) * p
         hess = _exact(_without_focus(loss), raw, target, sample_weight)[1]
         return grad, np.multiply(hess, wrong.clip(0) ** loss.gamma, out=hess)  # below 0 where the target is ignored
-    p = softmax(raw)
-    # This loss is linear in what it is given: the targets' mean of the focal weights, with all their options.
-    mean = CrossEntropy(loss.class_weight, loss.label_smoothing, loss.ignore_index, "none", inputs="log_probs")
-    return grad, mean(-((1 - p) ** loss.gamma), target, sample_weight)[:, np.newaxis] * p * (1 - p)
+    hess = softmax(raw)
+    other = 1 - hess
+    # Linear in what it is given: the focal weights of the targets' classes, summed with all options of the loss.
+    weighted = CrossEntropy(loss.class_weight, loss.label_smoothing, loss.ignore_index, "none", inputs="log_probs")
+    hess *= other
+    hess *= weighted(-(other**loss.gamma), target, sample_weight)[:, np.newaxis]
+    return grad, hess
+
+
+@lru_cache(maxsize=64)  # CatBoost calls for every row
+def _with(loss: Any, **options: Any) -> Any:
+    return replace(loss, **options)
 
 
 def _without_focus(loss: Any) -> Any:
-    return replace(loss, gamma=0.0) if isinstance(loss, FocalLoss | BinaryFocalLoss) else loss
+    return _with(loss, gamma=0.0) if isinstance(loss, FocalLoss | BinaryFocalLoss) else loss
 
 
 # Each with the losses it is made for; the formulas are in the docstring below.
@@ -205,7 +214,7 @@ class Objective:
         raw, target = self._checked(raw, target)
         automatic = next(name for family, name in AUTO.items() if isinstance(self.loss, family))
         policy = automatic if self.hessian == "auto" else self.hessian
-        grad, hess = HESSIANS[policy][0](replace(self.loss, reduction="sum"), raw, target, sample_weight)
+        grad, hess = HESSIANS[policy][0](_with(self.loss, reduction="sum"), raw, target, sample_weight)
         return grad, np.maximum(hess, self.min_hessian, out=hess)
 
     def value(self, raw: npt.ArrayLike, target: npt.ArrayLike, sample_weight: Any = None) -> float:
@@ -226,7 +235,7 @@ class Objective:
         TypeError, ValueError
             If an argument has a wrong type, or a wrong value or shape.
         """
-        return float(replace(self.loss, reduction="mean")(*self._checked(raw, target), sample_weight))
+        return float(_with(self.loss, reduction="mean")(*self._checked(raw, target), sample_weight))
 
     def initial_score(self, target: npt.ArrayLike, sample_weight: Any = None, n_classes: int | None = None) -> Array:
         """Return the constant raw score with the least loss, a focal loss taken for the cross-entropy it is made of.
@@ -253,7 +262,7 @@ class Objective:
         if not binary and target.ndim == 1:
             shape = (len(target), int(target.max(initial=0)) + 1 if n_classes is None else n_classes)
         raw, target = self._checked(np.zeros(shape), target)
-        _, grad, hess = replace(loss, reduction="sum").value_grad_hess(raw, target, sample_weight)
+        _, grad, hess = _with(loss, reduction="sum").value_grad_hess(raw, target, sample_weight)
         # At 0 all of a row's probabilities are the same, so that both derivatives are sums of the targets' masses.
         slope, curvature = grad.sum(axis=0), hess.sum(axis=0)
         if binary:
@@ -302,7 +311,7 @@ class Objective:
             classes = target.astype(np.int64)
         if not np.array_equal(classes.astype(target.dtype), target):
             at = int(np.argmax(classes != target))
-            _check.fail(ValueError, "target", "be whole numbers, the indices of classes", target[at], at)
+            _check.fail(ValueError, "target", "be whole numbers, the indices of classes", _check.plain(target[at]), at)
         return raw, classes
 
     # ---- as the libraries call it ----
