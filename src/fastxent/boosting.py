@@ -57,10 +57,11 @@ def _residual(loss: Any, *data: Any) -> Pair:
 def _psd(loss: Any, raw: Array, target: Array, sample_weight: Any) -> Pair:
     grad = loss.value_and_grad(raw, target, sample_weight)[1]
     if isinstance(loss, BinaryFocalLoss):
-        p, smoothed = sigmoid(raw), (1 - loss.label_smoothing) * target + loss.label_smoothing / 2
-        wrong = smoothed * (1 - p) + (1 - smoothed) * p
+        p = sigmoid(raw)
+        t = (1 - loss.label_smoothing) * target.astype(p.dtype) + loss.label_smoothing / 2
+        wrong = (t * (1 - p) + (1 - t) * p).clip(0)  # ignored targets can be anything
         hess = _exact(_without_focus(loss), raw, target, sample_weight)[1]
-        return grad, np.multiply(hess, wrong.clip(0) ** loss.gamma, out=hess)  # below 0 where the target is ignored
+        return grad, np.multiply(hess, wrong**loss.gamma, out=hess)
     hess = softmax(raw)
     other = 1 - hess
     # Linear in what it is given: the focal weights of the targets' classes, summed with all options of the loss.
