@@ -80,9 +80,11 @@ format: $(call GROUP,lint)  ## format the Python and the C code
 
 bench: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## run the benchmarks beside every peer that can be imported (about 15 minutes)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.boosting
 
 bench-quick: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## fewer cases and repeats (about 2 minutes)
 	$(BIN)/python -m benchmarks --quick
+	$(BIN)/python -m benchmarks.boosting --quick
 
 bench-readme: $(BUILT) $(call GROUP,demo)  ## rewrite the README's speed section from the newest results
 	$(BIN)/python -m benchmarks.readme
