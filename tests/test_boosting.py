@@ -108,9 +108,12 @@ class TestPolicies:
         _, hess = Objective(loss, min_hessian=0.0).gradient_hessian(raw, labels, weight)
         assert (hess[labels != loss.ignore_index] > 0).all()
 
-    @pytest.mark.parametrize("loss", EVERY, ids=str)
-    def test_automatic_is_by_the_family(self, loss):
-        name = "lightgbm" if is_softmax(loss) else "diagonal"
+    @pytest.mark.parametrize(
+        ("loss", "name"),
+        list(zip([*SOFTMAX, *BINARY], ["lightgbm", "residual", "exact", "residual"], strict=True)),
+        ids=str,
+    )
+    def test_automatic_is_by_the_loss(self, loss, name):
         for a, b in zip(
             *(Objective(loss, hessian=h).gradient_hessian(*data(loss)) for h in ("auto", name)), strict=True
         ):

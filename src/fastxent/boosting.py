@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fastxent import _check
 from fastxent._base import Array, BinaryLoss, Loss, SoftmaxLoss
 from fastxent.activations import log_softmax, sigmoid, softmax
-from fastxent.losses import BinaryFocalLoss, CrossEntropy, FocalLoss
+from fastxent.losses import BinaryCrossEntropy, BinaryFocalLoss, CrossEntropy, FocalLoss
 
 __all__ = ["CatBoostObjective", "Objective"]
 
@@ -89,9 +89,14 @@ HESSIANS: dict[str, tuple[Callable[..., Pair], tuple[type[Loss], ...]]] = {
     "lightgbm": (_lightgbm, (SoftmaxLoss,)),
     "psd": (_psd, (FocalLoss, BinaryFocalLoss)),
 }
-# Measured, see docs/boosting.rst: of a focal loss, exact Hessians diverge and "psd" oversteps. K / (K - 1) is for the
-# scores' freedom of one too many: two classes then take the step of the binary loss, and not twice that.
-AUTO: dict[type[Any], str] = {SoftmaxLoss: "lightgbm", BinaryLoss: "diagonal"}
+# Measured, see docs/boosting.rst: with exact Hessians focal losses diverge, "diagonal" is blind to their weights and slow,
+# "psd" oversteps. K / (K - 1) makes up for the one score too many: two classes take the step of the binary loss.
+AUTO: dict[type[Any], str] = {
+    CrossEntropy: "lightgbm",
+    BinaryCrossEntropy: "exact",
+    FocalLoss: "residual",
+    BinaryFocalLoss: "residual",
+}
 
 
 # ---- the objective ----
@@ -123,7 +128,8 @@ class Objective:
         library. Of ``reduction`` nothing is taken: gradients are of the sum, as the library expects, metrics the mean.
     hessian : {"auto", "exact", "diagonal", "residual", "gershgorin", "lightgbm", "psd"}, default "auto"
         The policy. ``"gershgorin"`` (of XGBoost) and ``"lightgbm"`` are for the softmax losses, ``"psd"`` for the focal
-        ones. ``"auto"`` is ``"lightgbm"`` for the softmax losses and ``"diagonal"`` for the binary ones.
+        ones. ``"auto"`` is ``"lightgbm"`` for :class:`fastxent.CrossEntropy`, ``"exact"`` for
+        :class:`fastxent.BinaryCrossEntropy` and ``"residual"`` for the focal losses.
     min_hessian : float, default 1e-6
         The floor, >= 0. XGBoost's own objectives have 1e-16, LightGBM's none. It is also that of samples without weight.
 
@@ -156,7 +162,7 @@ class Objective:
     >>> objective = Objective(fx.BinaryFocalLoss(gamma=2.0))
     >>> grad, hess = objective.gradient_hessian([2.0, -1.0, 0.5], [1, 0, 0])
     >>> print(grad.round(4), hess.round(4))
-    [-0.0049  0.0526  0.5262] [0.105  0.1966 0.235 ]
+    [-0.0049  0.0526  0.5262] [0.0049 0.0526 0.5262]
     >>> print(objective.initial_score([1, 0, 0, 0]).round(4))
     -1.0986
 
@@ -213,7 +219,7 @@ class Objective:
             If an argument has a wrong type, or a wrong value or shape.
         """
         raw, target = self._checked(raw, target)
-        automatic = next(name for family, name in AUTO.items() if isinstance(self.loss, family))
+        automatic = next(name for kind, name in AUTO.items() if isinstance(self.loss, kind))
         policy = automatic if self.hessian == "auto" else self.hessian
         grad, hess = HESSIANS[policy][0](_with(self.loss, reduction="sum"), raw, target, sample_weight)
         return grad, np.maximum(hess, self.min_hessian, out=hess)
