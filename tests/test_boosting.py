@@ -436,6 +436,13 @@ class TestErrors:
             getattr(Objective(fx.CrossEntropy()), method)(np.zeros((3, 2)), np.zeros(3))
 
 
+def test_catboost_cannot_balance_classes():
+    with pytest.raises(
+        ValueError, match=r"^loss must have its class weights in numbers for CatBoost; got CrossEntropy\("
+    ):
+        Objective(fx.CrossEntropy("balanced")).catboost()
+
+
 LIBRARIES = ("xgboost", "lightgbm", "catboost", "sklearn", "scipy", "pandas")
 
 

@@ -210,8 +210,10 @@ class Objective:
 
         Returns
         -------
-        grad, hess : ndarray
-            New arrays of the shape, dtype and memory order of ``raw``.
+        grad : ndarray
+            A new array of the shape, dtype and memory order of ``raw``.
+        hess : ndarray
+            Likewise.
 
         Raises
         ------
@@ -318,7 +320,8 @@ class Objective:
             classes = target.astype(np.int64)
         if not np.array_equal(classes.astype(target.dtype), target):
             at = int(np.argmax(classes != target))
-            _check.fail(ValueError, "target", "be whole numbers, the indices of classes", _check.plain(target[at]), at)
+            got = _check.plain(target.reshape(-1)[at])
+            _check.fail(ValueError, "target", "be whole numbers, the indices of classes", got, at)
         return raw, classes
 
     # ---- as the libraries call it ----
@@ -349,9 +352,13 @@ class Objective:
 
         Raises
         ------
+        ValueError
+            If class weights are ``"balanced"``: CatBoost shows the labels row by row.
         ImportError
             If there is no CatBoost.
         """
+        if getattr(self.loss, "class_weight", None) == "balanced":
+            _check.fail(ValueError, "loss", "have its class weights in numbers for CatBoost", self.loss)
         if importlib.util.find_spec("catboost") is None:
             raise ImportError('CatBoost is not installed; pip install "fastxent[boosting]"')
         return CatBoostObjective(self)
