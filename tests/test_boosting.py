@@ -467,3 +467,11 @@ except ImportError as error:
 
 def test_the_package_does_not_import_this_module():
     assert run_python("import sys, fastxent; print('fastxent.boosting' in sys.modules)") == "False"
+
+
+def test_the_benchmark_checks_and_times_all_forms():
+    benchmark = pytest.importorskip("benchmarks.boosting", reason="the wheel's tests have no benchmarks")
+    for case in benchmark.CASES:
+        row = benchmark.measure(case, 50, 0.01)
+        assert list(row["times"]) == ["fastxent", "NumPy", "loops"][: 3 if case.n_classes > 1 else 2]
+        assert benchmark.line(row).startswith(f"{case.name}, 50 rows: fastxent ")
