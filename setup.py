@@ -38,15 +38,20 @@ COMPILE_FLAGS = {
 }
 FLOAT_FLAGS = {"unix": ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-lto"], "msvc": []}
 LINK_FLAGS = {"unix": [] if DEBUG or sys.platform == "darwin" else ["-Wl,--strip-all"], "msvc": []}
-# What not every compiler knows. Below -O3 GCC vectorizes plain loops but for the first; the others are for the size of the
-# wheel, 28 kB in all, and cost no time that could be measured (benchmarks/NOTES.md).
+# What not every compiler or linker knows. Below -O3 GCC vectorizes plain loops but for the first; the others are for the
+# size of the wheel, 76 kB in all, and cost no time that could be measured (benchmarks/NOTES.md). Sorted by name, the copies
+# of a function for each level and dtype come to lie side by side, near enough for a zip file to find what they share; then
+# functions begin lines and loops halves of them, lest their speed depend on what happens to lie before them.
 SIZE_FLAGS = [
     "-fno-asynchronous-unwind-tables",
-    "-fno-align-functions",
     "-fno-align-jumps",
     "-fno-schedule-insns2",
+    "-ffunction-sections",
+    "-falign-functions=64",
+    "-falign-loops=32",
 ]
 OPTIONAL_FLAGS = {"unix": ["-fvect-cost-model=dynamic", *([] if DEBUG else SIZE_FLAGS)], "msvc": []}
+OPTIONAL_LINK_FLAGS = {"unix": [] if DEBUG else ["-Wl,--sort-section=name"], "msvc": []}
 OPENMP_FLAGS = {
     "unix": (["-fopenmp"], ["-fopenmp"]),
     "darwin": (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),
@@ -69,9 +74,10 @@ class BuildExtension(build_ext):
             sys.stderr.write("fastxent: this compiler has no usable OpenMP; building for one thread\n")
             compile_flags, link_flags = [], []
         optional = [flag for flag in OPTIONAL_FLAGS[kind] if self.works(EMPTY_PROGRAM, [flag], [])]
+        optional_link = [flag for flag in OPTIONAL_LINK_FLAGS[kind] if self.works(EMPTY_PROGRAM, [], [flag])]
         for extension in self.extensions:
             extension.extra_compile_args = [*COMPILE_FLAGS[kind], *optional, *FLOAT_FLAGS[kind], *compile_flags]
-            extension.extra_link_args = [*LINK_FLAGS[kind], *link_flags]
+            extension.extra_link_args = [*LINK_FLAGS[kind], *optional_link, *link_flags]
         super().build_extensions()
 
     def works(self, program: str, compile_flags: list[str], link_flags: list[str]) -> bool:
@@ -85,7 +91,7 @@ class BuildExtension(build_ext):
                 probe = Path(folder, "probe.exe" if os.name == "nt" else "probe")
                 return subprocess.run([str(probe)], timeout=60, check=False).returncode == 0
             except Exception as problem:  # noqa: BLE001 - whatever it is, the build goes on without
-                sys.stderr.write(f"fastxent: the probe of {' '.join(compile_flags)} failed: {problem}\n")
+                sys.stderr.write(f"fastxent: the probe of {' '.join(compile_flags + link_flags)} failed: {problem}\n")
                 return False
 
 
