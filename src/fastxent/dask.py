@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from math import isfinite, isnan, prod
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -133,14 +134,15 @@ def value_and_grad(loss: Loss, logits: Any, target: Any, sample_weight: Any = No
     mean = loss.reduction == "mean"
     divisor = blocks.divisor(blocks.sums(_weight, 2)) if mean else None
     pairs = blocks.map(_loss_and_grad, logits, divisor=divisor)
-    grad = da.map_blocks(_second, pairs, dtype=pairs.dtype, meta=pairs._meta)
+    grad = da.map_blocks(getitem, pairs, 1, dtype=pairs.dtype, meta=pairs._meta)
     if loss.reduction == "none":
-        losses = da.map_blocks(_first, pairs, chunks=blocks.one_class, dtype=pairs.dtype, meta=pairs._meta)
+        losses = da.map_blocks(getitem, pairs, 0, chunks=blocks.one_class, dtype=pairs.dtype, meta=pairs._meta)
         return losses.squeeze(blocks.class_axes), grad
     ones = tuple((1,) * n for n in pairs.numblocks)
     sums = da.map_blocks(
-        _first,
+        getitem,
         pairs,
+        0,
         chunks=(*ones, (2,)),
         new_axis=pairs.ndim,
         dtype=np.float64,
@@ -220,8 +222,8 @@ def linear_value_and_grad(
     n_classes = () if coef.ndim == 1 and isinstance(loss, BinaryLoss) else coef.shape[:1]
     # Of no rows: says what is wrong with the loss, the types and the shapes.
     targets = np.empty((0, *n_classes)) if isinstance(loss, BinaryLoss) else np.empty(0, np.int64)
-    coef_of_none, intercept_of_none = (None if a is None else np.zeros(a.shape, a.dtype) for a in (coef, intercept))
-    linear.value(loss, np.empty((0, X.shape[1]), X.dtype), targets, coef_of_none, intercept_of_none)
+    zeros: list[Any] = [None if a is None else np.zeros(a.shape, a.dtype) for a in (coef, intercept)]
+    linear.value(loss, np.empty((0, X.shape[1]), X.dtype), targets, *zeros)
 
     dtype = np.float32 if X.dtype == np.float32 else np.float64
     blocks = _Blocks(loss, (X.chunks[0], *((n,) for n in n_classes)), dtype, target, sample_weight)
@@ -254,7 +256,9 @@ class _Blocks:
     def __init__(self, loss: Loss, chunks: Any, dtype: Any, target: Any, sample_weight: Any):
         self.loss, self.chunks = loss, chunks
         axes = tuple(range(len(chunks)))
-        self.class_axes = (_check.axis_of(loss.axis, len(axes)),) if isinstance(loss, SoftmaxLoss) else ()
+        self.class_axes: tuple[int, ...] = (
+            (_check.axis_of(loss.axis, len(axes)),) if isinstance(loss, SoftmaxLoss) else ()
+        )
         self.row_axes = tuple(a for a in axes if a not in self.class_axes)
         self.one_class = tuple((1,) if a in self.class_axes else chunks[a] for a in axes)
         shape = tuple(0 if isnan(n) else n for n in map(sum, chunks))
@@ -265,25 +269,25 @@ class _Blocks:
         weights = None if sample_weight is None else _as_array("sample_weight", sample_weight)
         target_axes = axes if targets.ndim == len(axes) else self.row_axes
         weight_axes = self.row_axes[: None if weights is None else weights.ndim]
-        loss._checked(
-            run_on_cpu,
-            np.broadcast_to(self.like.dtype.type(0), shape),
-            _stand_in(targets, target_axes, shape, chunks),
-            None if weights is None else _stand_in(weights, weight_axes, shape, chunks, as_weights=True),
-        )
+        if not any(
+            isnan(n) for array in (targets, weights) if array is not None for n in (*array.shape, *map(sum, chunks))
+        ):
+            # What is wrong with types and shapes is said now; where sizes are unknown, the blocks will see.
+            loss._checked(
+                run_on_cpu,
+                np.broadcast_to(self.like.dtype.type(0), shape),
+                _stand_in(targets),
+                _stand_in(weights, as_floats="buifV"),
+            )
         self.arguments = [self._aligned("target", targets, target_axes), target_axes, None, None]
         if weights is not None:
             self.arguments[2:] = self._aligned("sample_weight", weights, weight_axes), weight_axes
         self.arguments += [block_ids(chunks), axes]
+        self.blamed = "target" if weights is None else "sample_weight"
 
-        # The argument whose sum is the divisor of the mean, for messages; as on one machine.
-        soft = _check.is_floating(targets.dtype)
-        self.blamed = (
-            "sample_weight" if weights is not None or not self.class_axes else "target" if soft else "class_weight"
-        )
         self.class_weight = None
         if isinstance(loss, SoftmaxLoss) and loss.class_weight == "balanced":
-            counts = self.sums(_counts, shape[self.class_axes[0]])
+            counts = self.sums(_counts, sum(self.like.shape))
             self.class_weight = da.map_blocks(run_on_cpu.inverse, counts, dtype=np.float64, meta=np.empty(0))
 
     def _aligned(self, argument: str, array: Any, axes: tuple[int, ...]) -> Any:
@@ -305,7 +309,6 @@ class _Blocks:
         """Call a function once per block; it returns a block, which ``chunks`` describes, or sums as a vector."""
         ndim = max(len(self.chunks), *(a.ndim for a in arrays)) if arrays else len(self.chunks)
         axes: tuple[Any, ...] = tuple(range(ndim))
-        vector = {"vector_ndim": ndim} if n_sums else {}
         dtype = np.dtype(np.float64) if n_sums else self.like.dtype
         return da.blockwise(
             _in_block,
@@ -322,8 +325,8 @@ class _Blocks:
             loss=self.loss,
             like=self.like,
             row_axes=self.row_axes,
-            class_weight=getattr(self, "class_weight", None),
-            **vector,
+            class_weight=self.class_weight,
+            vector_ndim=ndim if n_sums else None,
             **options,
         )
 
@@ -360,16 +363,12 @@ def _as_array(argument: str, values: Any) -> Any:
     return np.asarray(values)
 
 
-def _stand_in(
-    array: Any, axes: tuple[int, ...], shape: tuple[int, ...], chunks: Any, *, as_weights: bool = False
-) -> Array:
-    """Return an array of the same kind and shape that takes no memory; sizes that nobody knows are right."""
-    sizes = array.shape
-    if len(sizes) == len(axes):
-        sizes = (shape[a] if isnan(n) or isnan(sum(chunks[a])) else n for n, a in zip(sizes, axes, strict=True))
-    wide = _check.is_floating(array.dtype) or (as_weights and array.dtype.kind in "bui")
-    dtype = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
-    return np.broadcast_to(np.zeros((), dtype), tuple(0 if isnan(n) else n for n in sizes))
+def _stand_in(array: Any, *, as_floats: str = "fV") -> Any:
+    """Return an array of the same shape and kind of numbers that takes no memory."""
+    if array is None:
+        return None
+    dtype = np.dtype(np.float64) if array.dtype.kind in as_floats else array.dtype.newbyteorder("=")
+    return np.broadcast_to(np.zeros((), dtype), array.shape)
 
 
 def _added(sums: Any) -> Any:
@@ -405,7 +404,7 @@ def _in_block(
     loss: Any,
     row_axes: tuple[int, ...],
     class_weight: Array | None,
-    vector_ndim: int | None = None,
+    vector_ndim: int | None,
     **options: Any,
 ) -> Any:
     """Call a function with the arrays of a block; what it raises names the block."""
@@ -422,7 +421,10 @@ def _in_block(
 
 
 def _losses(logits: Array, target: Array, sample_weight: Array | None, *, loss: Any, like: Array) -> Array:
-    losses = loss(logits, target, sample_weight)
+    return _with_class_axis(loss, loss(logits, target, sample_weight))
+
+
+def _with_class_axis(loss: Any, losses: Array) -> Array:
     return np.expand_dims(losses, loss.axis) if isinstance(loss, SoftmaxLoss) else losses
 
 
@@ -464,7 +466,7 @@ def _loss_and_grad(
     value, grad, _ = loss._evaluate(logits, target, sample_weight, n_derivatives=1, run=run)
     if loss.reduction != "none":
         return np.reshape([0.0, value], (1,) * grad.ndim + (2,)), grad
-    return np.expand_dims(value, loss.axis) if isinstance(loss, SoftmaxLoss) else value, grad
+    return _with_class_axis(loss, value), grad
 
 
 class _Divided(CpuRun):
@@ -491,14 +493,6 @@ def _linear(
     value, *grads = linear.value_and_grad(summed, x, target, coef, intercept, sample_weight)
     weight, _ = _weight(target, sample_weight, loss=loss, like=like)
     return np.concatenate([[weight, value], *(g.reshape(-1) for g in grads if g is not None)], dtype=np.float64)
-
-
-def _first(pair: tuple[Array, Array]) -> Array:
-    return pair[0]
-
-
-def _second(pair: tuple[Array, Array]) -> Array:
-    return pair[1]
 
 
 def _divisor(sums: Array, *, blamed: str) -> Any:
