@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
+from itertools import islice
 from math import isfinite, isnan, prod
 from operator import getitem
 from typing import Any
@@ -216,7 +217,11 @@ def linear_value_and_grad(
     """
     _one_chunk("X", X, 1, "features")
     coef, intercept = (
-        a if a is None or isinstance(a, da.Array) else da.from_array(_check.logits(name, a, least_ndim=0), chunks=-1)
+        a.rechunk(-1)
+        if isinstance(a, da.Array)
+        else a
+        if a is None
+        else da.from_array(_check.logits(name, a, least_ndim=0), chunks=-1)
         for name, a in (("coef", coef), ("intercept", intercept))
     )
     n_classes = () if coef.ndim == 1 and isinstance(loss, BinaryLoss) else coef.shape[:1]
@@ -230,8 +235,11 @@ def linear_value_and_grad(
     n_sums = 2 + prod(coef.shape) + (0 if intercept is None else prod(intercept.shape))
     sums = blocks.sums(_linear, n_sums, X, coef=coef, intercept=intercept)
     divisor = blocks.divisor(sums)
-    grad_coef = _finished(sums, divisor, 2, coef)
-    grad_intercept = None if intercept is None else _finished(sums, divisor, 2 + prod(coef.shape), intercept)
+    dtype = np.float32 if coef.dtype == np.float32 else np.float64
+    grad_coef = _finished(sums, divisor, 2, coef.shape, dtype)
+    grad_intercept = None
+    if intercept is not None:
+        grad_intercept = _finished(sums, divisor, 2 + prod(coef.shape), intercept.shape, dtype)
     return _finished(sums, divisor), grad_coef, grad_intercept
 
 
@@ -305,16 +313,24 @@ class _Blocks:
             _check.fail(ValueError, argument, f"have {blocks} blocks, as chunks have unknown sizes", array.numblocks)
         return array
 
-    def map(self, function: Any, *arrays: Any, n_sums: int = 0, chunks: Any = None, **options: Any) -> Any:
-        """Call a function once per block; it returns a block, which ``chunks`` describes, or sums as a vector."""
+    def map(self, function: Any, *arrays: Any, n_sums: int = 0, chunks: Any = None, **whole: Any) -> Any:
+        """Call a function once per block, with that of each array and others as a whole.
+
+        It returns a block, which ``chunks`` describes, or sums as a vector.
+        """
         ndim = max(len(self.chunks), *(a.ndim for a in arrays)) if arrays else len(self.chunks)
         axes: tuple[Any, ...] = tuple(range(ndim))
         dtype = np.dtype(np.float64) if n_sums else self.like.dtype
+        whole = {name: a for name, a in (whole | {"class_weight": self.class_weight}).items() if a is not None}
+        # Axes that the result does not have, of one block: in place of that comes a list of it. Arrays among the
+        # keywords would be computed once for each time they are used.
+        labels = iter(range(ndim + 1, ndim + 1 + sum(a.ndim for a in whole.values())))
         return da.blockwise(
             _in_block,
             (*axes, ndim) if n_sums else axes,
             *(part for a in arrays for part in (a, axes[: a.ndim])),
             *self.arguments,
+            *(part for a in whole.values() for part in (a, tuple(islice(labels, a.ndim)))),
             new_axes={ndim: n_sums} if n_sums else {},
             adjust_chunks=dict.fromkeys(axes, 1) if n_sums else dict(zip(axes, chunks or self.chunks, strict=True)),
             align_arrays=False,
@@ -322,12 +338,12 @@ class _Blocks:
             dtype=dtype,
             meta=np.empty((0,) * (ndim + bool(n_sums)), dtype),
             function=function,
+            n_arrays=len(arrays),
+            names=tuple(whole),
             loss=self.loss,
             like=self.like,
             row_axes=self.row_axes,
-            class_weight=self.class_weight,
             vector_ndim=ndim if n_sums else None,
-            **options,
         )
 
     def sums(self, function: Any, n_sums: int, *arrays: Any, **options: Any) -> Any:
@@ -377,21 +393,20 @@ def _added(sums: Any) -> Any:
     return sums.sum(axis=axes, split_every=dict.fromkeys(axes, SPLIT_EVERY)) if axes else sums
 
 
-def _finished(sums: Any, divisor: Any, first: int = 1, like: Any = SCALAR) -> Any:
-    """Return sums in the shape and dtype of an array, divided if this is a mean."""
-    dtype = like.dtype if like.dtype.kind == "f" and like.dtype.itemsize == 4 else np.dtype(np.float64)
+def _finished(sums: Any, divisor: Any, first: int = 1, shape: tuple[int, ...] = (), dtype: Any = np.float64) -> Any:
+    """Return some of the sums in a shape and a dtype, divided if this is a mean."""
     return da.map_blocks(
         _divided,
         sums,
-        divisor=divisor,
+        divisor,
         first=first,
-        shape=like.shape,
+        shape=shape,
         result_dtype=dtype,
         drop_axis=0,
-        new_axis=list(range(like.ndim)) or None,
-        chunks=tuple((n,) for n in like.shape),
+        new_axis=list(range(len(shape))) or None,
+        chunks=tuple((n,) for n in shape),
         dtype=dtype,
-        meta=np.empty((0,) * like.ndim, dtype),
+        meta=np.empty((0,) * len(shape), dtype),
     )
 
 
@@ -401,18 +416,24 @@ def _finished(sums: Any, divisor: Any, first: int = 1, like: Any = SCALAR) -> An
 def _in_block(
     *arguments: Any,
     function: Any,
+    n_arrays: int,
+    names: tuple[str, ...],
     loss: Any,
     row_axes: tuple[int, ...],
-    class_weight: Array | None,
     vector_ndim: int | None,
     **options: Any,
 ) -> Any:
     """Call a function with the arrays of a block; what it raises names the block."""
-    *arrays, target, sample_weight, block = arguments
+    *arrays, block = arguments[: n_arrays + 3]
+    for name, array in zip(names, arguments[n_arrays + 3 :], strict=True):
+        while isinstance(array, list):
+            (array,) = array
+        options[name] = array
+    class_weight = options.pop("class_weight", None)
     if class_weight is not None:
         loss = replace(loss, class_weight=class_weight)
     try:
-        result = function(*arrays, target, sample_weight, loss=loss, **options)
+        result = function(*arrays, loss=loss, **options)
     except (TypeError, ValueError) as error:
         where = "of" if " at index " in str(error) else "in"
         text = f"{error} {where} block {tuple(block[a] for a in row_axes)}"
@@ -459,7 +480,7 @@ def _weight_and_loss(
 
 
 def _loss_and_grad(
-    logits: Array, target: Array, sample_weight: Array | None, *, loss: Any, like: Array, divisor: Any
+    logits: Array, target: Array, sample_weight: Array | None, *, loss: Any, like: Array, divisor: Any = None
 ) -> tuple[Array, Array]:
     """Losses and gradients of rows, or the sum as one of `_added`'s vectors with the gradient that is left of it."""
     run = run_on_cpu if divisor is None else _Divided(float(divisor))
@@ -487,7 +508,7 @@ class _Divided(CpuRun):
 
 
 def _linear(
-    x: Any, target: Array, sample_weight: Array | None, *, loss: Any, like: Array, coef: Array, intercept: Any
+    x: Any, target: Array, sample_weight: Array | None, *, loss: Any, like: Array, coef: Array, intercept: Any = None
 ) -> Array:
     summed = replace(loss, reduction="sum")
     value, *grads = linear.value_and_grad(summed, x, target, coef, intercept, sample_weight)
@@ -502,7 +523,7 @@ def _divisor(sums: Array, *, blamed: str) -> Any:
     return weight
 
 
-def _divided(sums: Array, *, divisor: Any, first: int, shape: tuple[int, ...], result_dtype: Any) -> Any:
+def _divided(sums: Array, divisor: Any, *, first: int, shape: tuple[int, ...], result_dtype: Any) -> Any:
     some = sums[first : first + prod(shape)].reshape(shape)
     if divisor is not None:  # nothing counted is 0
         some = some / divisor if divisor else np.zeros_like(some)
