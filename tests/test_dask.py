@@ -531,6 +531,11 @@ def test_a_cluster_gives_the_same_bits(cluster):
     assert_same_bits(tuple(cluster.gather(cluster.compute(list(asked())))), dask.compute(*asked()))
 
 
+def test_workers_compute_on_one_thread(cluster):
+    # Their nannies say so, by OMP_NUM_THREADS: a worker's parallelism is Dask's.
+    assert set(cluster.run(fx.get_num_threads).values()) == {1}
+
+
 def test_a_cluster_names_the_block(cluster):
     with pytest.raises(ValueError, match=r"^target must be in \[0, 5\); got 12 at index 7 of block \(3,\)$"):
         cluster.compute(fxd.value(fx.CrossEntropy(), rows(LOGITS), BAD_LABELS), sync=True)

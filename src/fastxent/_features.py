@@ -19,7 +19,7 @@ LEAST_ROWS = 512
 SHARED = ("r", "r+", "w+")
 
 
-def features(X: Any) -> tuple[Dense | Sparse, np.dtype[Any], tuple[int, int]]:  # noqa: N803
+def features(X: Any) -> tuple[Dense | Sparse, np.dtype[Any], tuple[int, int]]:
     """Return X, the dtype of the arithmetic, and the shape of X."""
     rule = "be a NumPy array or a SciPy CSR array"
     if _dispatch.is_cupy(X):

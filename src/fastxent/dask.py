@@ -98,7 +98,7 @@ def value_and_grad(loss: Loss, logits: Any, target: Any, sample_weight: Any = No
 
     Parameters
     ----------
-    loss, logits, target, sample_weight
+    loss, logits, target, sample_weight : see there
         As for `value`.
 
     Returns
@@ -154,7 +154,7 @@ def value_and_grad(loss: Loss, logits: Any, target: Any, sample_weight: Any = No
 
 def linear_value_and_grad(
     loss: Loss,
-    X: Any,  # noqa: N803 - the name that all of its users know
+    X: Any,
     target: Any,
     coef: Any,
     intercept: Any = None,
@@ -171,12 +171,14 @@ def linear_value_and_grad(
         As `fastxent.linear.value_and_grad` takes it; ``class_weight="balanced"`` counts all blocks.
     X : dask.array.Array, shape (n_samples, n_features)
         Blocks of rows: NumPy arrays, or SciPy's CSR. Chunks of rows may have any sizes, also unknown ones.
-    target, sample_weight : dask.array.Array or array_like
-        As the loss takes them, brought to the chunks of the rows of X, see `value`.
+    target : dask.array.Array or array_like
+        As the loss takes it, brought to the chunks of the rows of X, see `value`.
     coef : array_like or dask.array.Array, shape (n_classes, n_features), or (n_features,) for binary losses
         One task of the graph, however many blocks there are.
     intercept : array_like or dask.array.Array, shape (n_classes,) or (), or None
         None: the logits have none.
+    sample_weight : dask.array.Array or array_like or None
+        As the loss takes it, brought to the same chunks.
 
     Returns
     -------

@@ -33,7 +33,7 @@ _NEEDED = {"reduction": ("mean", "sum"), "inputs": ("logits",), "axis": (-1, 1)}
 
 def value(
     loss: Loss,
-    X: Any,  # noqa: N803 - the name that all of its users know
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
@@ -66,7 +66,7 @@ def value(
 
 def value_and_grad(
     loss: Loss,
-    X: Any,  # noqa: N803
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
@@ -151,7 +151,7 @@ def value_and_grad(
 
 def hessp(
     loss: Loss,
-    X: Any,  # noqa: N803
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
@@ -243,7 +243,7 @@ class _Model:
     def __init__(
         self,
         loss: Loss,
-        X: Any,  # noqa: N803
+        X: Any,
         target: Any,
         coef: Any,
         intercept: Any,
