@@ -271,6 +271,15 @@ def test_coefficients_may_be_lazy():
 # ---- lazy ----
 
 
+def test_arguments_may_change_before_the_result_is_asked_for():
+    coef, target = COEF.copy(), LABELS.copy()
+    lazy = fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X), target, coef)
+    coef[...], target[...] = 0, 0  # as optimizers do with theirs
+    assert_same_bits(
+        dask.compute(*lazy)[:2], dask.compute(*fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X), LABELS, COEF))[:2]
+    )
+
+
 @pytest.fixture
 def kernel_calls(monkeypatch):
     """Count what the engine computes and surveys."""
@@ -456,6 +465,16 @@ EARLY = {
         lambda: fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X), LABELS, COEF[:, 1:]),
         ValueError,
         "coef must have shape (n_classes, 4); got shape (5, 3)",
+    ),
+    "no coef": (
+        lambda: fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X), LABELS, None),
+        TypeError,
+        "coef must be float16, bfloat16, float32 or float64, or integers, booleans or lists of numbers; got object",
+    ),
+    "no features": (
+        lambda: fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X[:, 0]), LABELS, COEF),
+        ValueError,
+        "X must have shape (n_samples, n_features); got shape (203,)",
     ),
     "flat coef": (
         lambda: fxd.linear_value_and_grad(fx.CrossEntropy(), rows(X), LABELS, COEF[0]),

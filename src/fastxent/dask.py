@@ -128,8 +128,8 @@ def value_and_grad(loss: Loss, logits: Any, target: Any, sample_weight: Any = No
     >>> _, grad = dask.compute(*value_and_grad(fx.CrossEntropy(), logits, [0, 1, 2]))
     >>> print(grad.round(4))
     [[-0.1137  0.0808  0.0329]
-     [ 0.0362 -0.0659  0.0297]
-     [ 0.0166  0.0184 -0.035 ]]
+     [ 0.0362 -0.0658  0.0296]
+     [ 0.0164  0.0182 -0.0346]]
     """
     blocks = _blocks_of_logits(loss, logits, target, sample_weight)
     mean = loss.reduction == "mean"
@@ -218,14 +218,10 @@ def linear_value_and_grad(
            [ 0.6111,  0.0444]])
     """
     _one_chunk("X", X, 1, "features")
-    coef, intercept = (
-        a.rechunk(-1)
-        if isinstance(a, da.Array)
-        else a
-        if a is None
-        else da.from_array(_check.logits(name, a, least_ndim=0), chunks=-1)
-        for name, a in (("coef", coef), ("intercept", intercept))
-    )
+    if X.ndim != 2:
+        _check.fail(ValueError, "X", "have shape (n_samples, n_features)", f"shape {X.shape}")
+    coef = _one_task("coef", coef)
+    intercept = None if intercept is None else _one_task("intercept", intercept)
     n_classes = () if coef.ndim == 1 and isinstance(loss, BinaryLoss) else coef.shape[:1]
     # Of no rows: says what is wrong with the loss, the types and the shapes.
     targets = np.empty((0, *n_classes)) if isinstance(loss, BinaryLoss) else np.empty(0, np.int64)
@@ -371,6 +367,13 @@ def _one_chunk(argument: str, array: Any, axis: int, what: str) -> None:
     if axis < array.ndim and (array.numblocks[axis] > 1 or isnan(array.shape[axis])):
         rule = f"have its {what} in one chunk of known size (rechunk({{{axis}: -1}}))"
         _check.fail(ValueError, argument, rule, array.chunks[axis])
+
+
+def _one_task(argument: str, values: Any) -> Any:
+    """Return a Dask array of one block."""
+    if isinstance(values, da.Array):
+        return values.rechunk(-1)
+    return da.from_array(_check.logits(argument, _as_array(argument, values), least_ndim=0), chunks=-1)
 
 
 def _as_array(argument: str, values: Any) -> Any:
