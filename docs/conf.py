@@ -40,7 +40,7 @@ plot_basedir = str(HERE)
 doctest_global_setup = """
 import numpy as np
 import fastxent as fx
-from peers import sklearn, scipy, torch, optax, keras, xgboost
+from peers import sklearn, scipy, torch, optax, keras, xgboost, dask
 """
 
 html_theme = "furo"

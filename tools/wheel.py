@@ -242,7 +242,7 @@ def install_and_test(folder: Path, interpreter: Path, numpy: str, wheel: Path, t
         extra = ["pytest>=9"]
     else:
         run(*install, "--upgrade", "pip>=25.1")  # the first that knows dependency groups
-        extra = ["--group", f"{ROOT / 'pyproject.toml'}:test"]
+        extra = ["--group", f"{ROOT / 'pyproject.toml'}:test-core"]
     run(*install, "--only-binary", ":all:", wheel, f"numpy=={numpy}", *extra)
     place = folder / "place"
     place.mkdir()

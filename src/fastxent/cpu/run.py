@@ -91,18 +91,22 @@ class CpuRun(Run):
         self, target: Array, n_classes: int, axis: int, ignore_index: int | None, *, survey: bool = False
     ) -> Array:
         """Return balanced class weights in float64, ignored rows left out."""
+        return self.inverse(self.counts(target, n_classes, axis, ignore_index))
+
+    def counts(self, target: Array, n_classes: int, axis: int, ignore_index: int | None) -> Array:
+        """Return the rows, or the mass, of each class."""
         if not _check.is_floating(target.dtype):
             counted = target if ignore_index is None else target[target != ignore_index]
             if ((counted < 0) | (counted >= n_classes)).any():
                 _check.explain_target(target, n_classes, ignore_index, target.dtype)
-            return self.inverse(np.bincount(counted.reshape(-1).astype(np.intp, copy=False), minlength=n_classes))
+            return np.bincount(counted.reshape(-1).astype(np.intp, copy=False), minlength=n_classes)
         rows = np.moveaxis(target, axis, -1).reshape(-1, n_classes).astype(np.float64)
         if not (np.isfinite(rows) & (rows >= 0)).all():
             _check.explain_target(target, n_classes, ignore_index, target.dtype)
         if ignore_index is not None and 0 <= ignore_index < n_classes:
             others = np.delete(rows, ignore_index, axis=1)
             rows = rows[(rows[:, ignore_index] == 0) | others.any(axis=1)]
-        return self.inverse(sum_of_rows(rows))
+        return sum_of_rows(rows)
 
     def inverse(self, counts: Array) -> Array:
         """Return n / (n_classes * counts), 0 for an empty class."""
