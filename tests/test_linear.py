@@ -167,6 +167,15 @@ def test_nothing_counted_and_no_rows_are_0():
         assert not np.any(grads[1])
 
 
+def test_nothing_counted_is_0_though_smoothing_costs():
+    # Class 0 weighs nothing, and no other occurs; what smoothing adds overflows.
+    X, coef = np.full((3, 1), 1e200), np.array([[1e200], [-1e200]])
+    loss = fx.CrossEntropy([0.0, 1.0], label_smoothing=0.1)
+    value, grad, _ = linear.value_and_grad(loss, X, [0, 0, 0], coef)
+    assert value == loss([[np.inf, -np.inf]] * 3, [0, 0, 0]) == 0.0
+    assert not grad.any()
+
+
 @pytest.mark.parametrize("n_classes", [3, 40])
 def test_the_same_bits_for_any_number_of_threads(n_classes):
     rng = np.random.default_rng(5)

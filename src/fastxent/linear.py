@@ -148,7 +148,7 @@ def value_and_grad(
         total += model.loss.value_and_grad(logits, *given, grad_out=logits)[0]
         model.add(logits, x)
     model.look_at_x_unless_finite(model.grad_coef)
-    return model.mean(total), *model.gradients()
+    return float(model.mean(total)), *model.gradients()
 
 
 def hessp(
@@ -325,8 +325,9 @@ class _Model:
 
     def mean(self, total: Any) -> Any:
         """Divide by the total weight, in place; nothing counted is 0."""
-        total *= 0 if self.divisor == 0 else 1
-        total /= self.divisor or 1
+        if self.divisor == 0:
+            return np.zeros_like(total)
+        total /= self.divisor
         return total
 
     def gradients(self) -> tuple[Array, Array | None]:
