@@ -112,9 +112,14 @@ def _option_real(argument: str, value: Any) -> Any:
 
 def option_gamma(value: Any) -> float:
     """The focusing parameter: a finite real number >= 0."""
-    number = _option_real("gamma", value)
+    return option_nonnegative("gamma", value)
+
+
+def option_nonnegative(argument: str, value: Any) -> float:
+    """A finite real number >= 0."""
+    number = _option_real(argument, value)
     if not 0 <= number <= LARGEST:
-        fail(ValueError, "gamma", "be finite and >= 0", number)
+        fail(ValueError, argument, "be finite and >= 0", number)
     return float(number)
 
 
