@@ -21,7 +21,8 @@ IGNORED = -1
 
 def is_soft(y: Any) -> bool:
     """Whether y are probabilities: floats, one column per class."""
-    return np.ndim(y) == 2 and not hasattr(y, "toarray") and y.shape[1] > 1 and np.asarray(y).dtype.kind == "f"
+    array = np.asarray(y)
+    return array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f"
 
 
 def indices(y: Array, classes: Array, ignore_index: int | None = None) -> Array:
@@ -94,11 +95,12 @@ def problem(
     :math:`a_1 / (a_0 + a_1)` and weight :math:`a_0 + a_1`, and a class's term of the focal loss,
     :math:`-a_c (1 - p_c)^\gamma \log p_c`, is the binary one of target c and weight :math:`a_c`.
     """
-    if not isinstance(loss, Loss):
-        _check.fail(TypeError, "loss", "be a loss of fastxent", repr(loss))
+    check_loss(loss)
     is_binary, is_soft = isinstance(loss, BinaryLoss), target.ndim == 2
     if is_binary and n_classes > 2:
         _check.fail(ValueError, "loss", "be CrossEntropy or FocalLoss for more than 2 classes", loss)
+    if sample_weight is not None and not (np.isfinite(sample_weight) & (sample_weight >= 0)).all():
+        _check.explain_sample_weight(sample_weight)
     if loss.reduction == "mean":
         loss = replace(loss, reduction="sum")
     if n_classes > 2:
@@ -130,7 +132,13 @@ def problem(
     return Problem(loss, shares, weights, 1)
 
 
-def _masses(loss: Loss, target: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+def check_loss(loss: Any) -> None:
+    """Raise an error for what is no loss."""
+    if not isinstance(loss, Loss):
+        _check.fail(TypeError, "loss", "be a loss of fastxent", repr(loss))
+
+
+def _masses(loss: Any, target: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Return the target masses of two classes, and which rows count."""
     if target.ndim == 1:
         return np.equal.outer(target, [0, 1]).astype(float), target != IGNORED
@@ -146,7 +154,8 @@ def _class_weights(loss: Any, target: Array, n_classes: int) -> Array:
         return np.ones(n_classes)
     if isinstance(loss.class_weight, str):
         return balanced_class_weight(target if target.ndim == 2 else target[target != IGNORED], n_classes)
-    return _check.class_weight(loss.class_weight, n_classes, np.dtype(float))
+    weights: Array = _check.class_weight(loss.class_weight, n_classes, np.dtype(float))
+    return weights
 
 
 def plain_cross_entropy(loss: Any) -> Any:

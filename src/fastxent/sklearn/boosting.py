@@ -54,8 +54,9 @@ def hist_gradient_boosting_loss(loss: Any, hessian: str = "auto") -> Any:
     >>> from sklearn.ensemble import HistGradientBoostingClassifier
     >>> X, y = load_iris(return_X_y=True)
     >>> focal = hist_gradient_boosting_loss(fx.FocalLoss(gamma=1.0))
-    >>> HistGradientBoostingClassifier(loss=focal, max_iter=10).fit(X, y).score(X, y)
-    0.98
+    >>> model = HistGradientBoostingClassifier(loss=focal, max_iter=10).fit(X, y)
+    >>> print(f"{model.score(X, y):.3f}")
+    0.967
     """
     version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
     if not OLDEST <= version <= NEWEST or BaseLoss is object:
@@ -77,6 +78,7 @@ class HistGradientBoostingLoss(BaseLoss):  # type: ignore[misc]
         Objective(loss, hessian=hessian)
 
     def __repr__(self) -> str:
+        """Return the call that makes it."""
         return f"hist_gradient_boosting_loss({self.loss_of_classes}, hessian={self.hessian!r})"
 
     def fit_intercept_only(self, y_true: Array, sample_weight: Array | None = None) -> Array:

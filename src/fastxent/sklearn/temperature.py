@@ -206,7 +206,8 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _columns(X: Any) -> Any:  # noqa: N803
     """One score per sample as a column."""
-    return np.asarray(X).reshape(-1, 1) if np.ndim(X) == 1 and len(X) else X
+    shape: tuple[int, ...] = np.shape(X) if isinstance(X, list | tuple) else getattr(X, "shape", ())
+    return np.asarray(X).reshape(-1, 1) if len(shape) == 1 and shape[0] else X
 
 
 def _scores(logits: Array) -> Array:
