@@ -78,11 +78,13 @@ format: $(call GROUP,lint)  ## format the Python and the C code
 	$(BIN)/ruff format .
 	$(BIN)/python tools/format_c.py --apply
 
-bench: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## run the benchmarks beside every peer that can be imported (about 15 minutes)
+bench: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## run the benchmarks beside every peer that can be imported (about 20 minutes)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.pipelines
 
 bench-quick: $(BUILT) $(call GROUP,demo) $(call GROUP,test)  ## fewer cases and repeats (about 2 minutes)
 	$(BIN)/python -m benchmarks --quick
+	$(BIN)/python -m benchmarks.pipelines --quick
 
 bench-readme: $(BUILT) $(call GROUP,demo)  ## rewrite the README's speed section from the newest results
 	$(BIN)/python -m benchmarks.readme

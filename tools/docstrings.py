@@ -6,12 +6,14 @@ import inspect
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from numpydoc.validate import ERROR_MSGS, validate
 
 import fastxent
 
+MODULES = ("linear",)
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
@@ -24,6 +26,8 @@ def public_names() -> Iterator[str]:
         yield f"fastxent.{name}"
         if inspect.isclass(thing):
             yield from (f"fastxent.{name}.{m}" for m in ("__call__", "value_and_grad", "value_grad_hess"))
+    for module in MODULES:
+        yield from (f"fastxent.{module}.{name}" for name in import_module(f"fastxent.{module}").__all__)
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ from fastxent import _check, _dispatch
 Array = npt.NDArray[Any]
 
 # With fewer rows the products lose more than the cache gives, as each of them goes through all coefficients.
-LEAST_ROWS = 512
+LEAST_ROWS = 1024
 # Modes of files in memory whose pages can be given back without losing what was written to them.
 SHARED = ("r", "r+", "w+")
 
 
-def features(X: Any) -> tuple[Dense | Sparse, np.dtype[Any], tuple[int, int]]:  # noqa: N803
+def features(X: Any) -> tuple[Dense | Sparse, np.dtype[Any], tuple[int, int]]:
     """Return X, the dtype of the arithmetic, and the shape of X."""
     rule = "be a NumPy array or a SciPy CSR array"
     if _dispatch.is_cupy(X):

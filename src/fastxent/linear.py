@@ -27,13 +27,15 @@ Array = npt.NDArray[Any]
 
 # Bytes of a block's rows of X and logits, and the most that its logits take.
 CACHE, LARGEST_BLOCK = 1 << 20, 1 << 25
+# Products up to this size are made by one thread (OpenBLAS, interface/gemm.c): waking others for less takes longer.
+SERIAL_PRODUCT, LEAST_SERIAL_ROWS = 1 << 18, 128
 # Options of a loss that make a sum over rows of logits.
 _NEEDED = {"reduction": ("mean", "sum"), "inputs": ("logits",), "axis": (-1, 1)}
 
 
 def value(
     loss: Loss,
-    X: Any,  # noqa: N803 - the name that all of its users know
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
@@ -45,7 +47,7 @@ def value(
 
     Parameters
     ----------
-    loss, X, target, coef, intercept, sample_weight, block_rows
+    loss, X, target, coef, intercept, sample_weight, block_rows : see there
         As for `value_and_grad`.
 
     Returns
@@ -66,14 +68,14 @@ def value(
 
 def value_and_grad(
     loss: Loss,
-    X: Any,  # noqa: N803
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
     *,
     block_rows: int | None = None,
-) -> tuple[float, Array, Array | None]:
+) -> tuple[float, Array, Any]:
     r"""Return the loss of the logits ``X @ coef.T + intercept``, and its gradients.
 
     With :math:`g_i` the gradient of the loss with respect to the logits of row :math:`i`, the gradients are
@@ -151,7 +153,7 @@ def value_and_grad(
 
 def hessp(
     loss: Loss,
-    X: Any,  # noqa: N803
+    X: Any,
     target: npt.ArrayLike,
     coef: npt.ArrayLike,
     intercept: npt.ArrayLike | None = None,
@@ -160,7 +162,7 @@ def hessp(
     vector: npt.ArrayLike,
     vector_intercept: npt.ArrayLike | None = None,
     block_rows: int | None = None,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Any]:
     r"""Return the Hessian with respect to coefficients and intercept, times a vector.
 
     For Newton's method with conjugate gradients (``scipy.optimize.minimize(method="trust-ncg")``, "Newton-CG"). With
@@ -169,12 +171,14 @@ def hessp(
 
     Parameters
     ----------
-    loss, X, target, coef, intercept, sample_weight, block_rows
+    loss, X, target, coef, intercept, sample_weight : see there
         As for `value_and_grad`.
     vector : array_like, shape of ``coef``
         What the Hessian is multiplied with.
     vector_intercept : array_like, shape of ``intercept``, or None
         The same for the intercept; None is 0.
+    block_rows : int or None
+        As for `value_and_grad`.
 
     Returns
     -------
@@ -243,7 +247,7 @@ class _Model:
     def __init__(
         self,
         loss: Loss,
-        X: Any,  # noqa: N803
+        X: Any,
         target: Any,
         coef: Any,
         intercept: Any,
@@ -272,6 +276,8 @@ class _Model:
 
         logits_bytes = n_outputs * self.dtype.itemsize
         rows = max(CACHE // (self.x.row_bytes + logits_bytes), self.x.least_rows)
+        serial = SERIAL_PRODUCT // (n_outputs * n_features)
+        rows = serial if self.x.row_bytes and LEAST_SERIAL_ROWS <= serial < rows else rows
         rows = max(min(rows, LARGEST_BLOCK // logits_bytes), 1)
         if block_rows is not None:
             rows = _check.option_integer("block_rows", block_rows) or 0
@@ -318,13 +324,15 @@ class _Model:
         self.grad_intercept += residuals.sum(axis=0, dtype=np.float64)
 
     def mean(self, total: Any) -> Any:
-        """Divide by the total weight; nothing counted is 0."""
-        return total / self.divisor if self.divisor else total * 0
+        """Divide by the total weight, in place; nothing counted is 0."""
+        total *= 0 if self.divisor == 0 else 1
+        total /= self.divisor or 1
+        return total
 
     def gradients(self) -> tuple[Array, Array | None]:
         """Return the gradients in the shapes and the dtype of the coefficients."""
         coef, intercept = (
-            self.mean(total).astype(self.result_dtype).reshape(shape)
+            self.mean(total).astype(self.result_dtype, copy=False).reshape(shape)
             for total, shape in ((self.grad_coef, self.shape), (self.grad_intercept, self.shape[:-1]))
         )
         return coef, intercept if self.has_intercept else None
