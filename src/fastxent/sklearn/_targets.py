@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastxent import _check
-from fastxent._base import BinaryLoss, Loss
+from fastxent._base import BinaryLoss
 from fastxent.activations import balanced_class_weight, log_sigmoid, log_softmax, sigmoid, softmax
+from fastxent.linear import check_loss
 from fastxent.losses import BinaryCrossEntropy, BinaryFocalLoss, CrossEntropy, FocalLoss
 
 Array = npt.NDArray[Any]
@@ -101,8 +102,7 @@ def problem(
         _check.fail(ValueError, "loss", "be CrossEntropy or FocalLoss for more than 2 classes", loss)
     if sample_weight is not None and not (np.isfinite(sample_weight) & (sample_weight >= 0)).all():
         _check.explain_sample_weight(sample_weight)
-    if loss.reduction == "mean":
-        loss = replace(loss, reduction="sum")
+    loss = replace(loss, reduction="sum")
     if n_classes > 2:
         if not is_soft and loss.ignore_index is not None:
             loss = replace(loss, ignore_index=IGNORED)
@@ -122,20 +122,14 @@ def problem(
         loss = replace(loss, ignore_index=None)
     elif isinstance(loss, FocalLoss) and masses.all(axis=1).any():
         only = np.broadcast_to([0.0, 1.0], masses.shape)
-        return Problem(BinaryFocalLoss(loss.gamma, reduction=loss.reduction), only, masses, 2)
+        return Problem(BinaryFocalLoss(loss.gamma, reduction="sum"), only, masses, 2)
     elif isinstance(loss, FocalLoss):
-        loss = BinaryFocalLoss(loss.gamma, reduction=loss.reduction)
+        loss = BinaryFocalLoss(loss.gamma, reduction="sum")
     else:
-        loss = BinaryCrossEntropy(reduction=loss.reduction, inputs=loss.inputs)
+        loss = BinaryCrossEntropy(reduction="sum")
     weights = masses.sum(axis=1, keepdims=True)
     shares = np.divide(masses[:, 1:], weights, out=np.zeros_like(weights), where=weights > 0)
     return Problem(loss, shares, weights, 1)
-
-
-def check_loss(loss: Any) -> None:
-    """Raise an error for what is no loss."""
-    if not isinstance(loss, Loss):
-        _check.fail(TypeError, "loss", "be a loss of fastxent", repr(loss))
 
 
 def _masses(loss: Any, target: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -167,10 +161,11 @@ def plain_cross_entropy(loss: Any) -> Any:
 
 def class_probabilities(scores: Array, *, log: bool = False) -> Array:
     """Return (the logarithms of) probabilities of every class, for scores as a decision function gives them."""
-    if scores.ndim == 1:
-        both = np.stack([-scores, scores], axis=1)
-        return log_sigmoid(both) if log else sigmoid(both)
-    return log_softmax(scores) if log else softmax(scores)
+    both = scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
+    result: Array = {(1, False): sigmoid, (1, True): log_sigmoid, (2, False): softmax, (2, True): log_softmax}[
+        scores.ndim, log
+    ](both)
+    return result
 
 
 def predicted(scores: Array, classes: Array) -> Array:

@@ -88,7 +88,9 @@ class HistGradientBoostingLoss(BaseLoss):  # type: ignore[misc]
         loss = _targets.plain_cross_entropy(self.loss_of_classes)
         given = _targets.problem(loss, y_true.astype(np.int64), sample_weight, self.n_classes)
         classes = self.n_classes if self.is_multiclass else None
-        return Objective(given.loss).initial_score(given.target, given.sample_weight, classes)
+        score = Objective(given.loss).initial_score(given.target, given.sample_weight, classes)
+        # What is added to all scores is free; scikit-learn's have the sum 0.
+        return score - score.mean() if self.is_multiclass else score
 
     def gradient_hessian(
         self,

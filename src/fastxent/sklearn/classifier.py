@@ -48,8 +48,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     fit_intercept : bool, default True
         Whether there is b, which has no penalty.
     class_weight : None, "balanced" or dict, default None
-        ``{label: weight}``, missing labels weigh 1; times the weights of the loss. ``"balanced"`` weighs all classes the
-        same, by the sum of their sample weights.
+        ``{label: weight}``, missing labels weigh 1; times the weights of the loss. ``"balanced"`` gives all classes the
+        same sum of sample weights (that of the loss counts samples).
     max_iter : int, default 200
         Most steps, >= 1.
     tol : float, default 1e-6
@@ -126,7 +126,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.warm_start = warm_start
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
         """Minimise.
 
         Parameters
@@ -152,7 +152,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         soft = _targets.is_soft(y)
-        X, y = validate_data(  # noqa: N806
+        X, y = validate_data(
             self, X, y, multi_output=soft, accept_sparse="csr", dtype=[np.float64, np.float32], order="C"
         )
         if sample_weight is not None:
@@ -167,7 +167,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.coef_, self.intercept_ = (part.astype(X.dtype) for part in fitted)
         return self
 
-    def decision_function(self, X: Any) -> Array:  # noqa: N803
+    def decision_function(self, X: Any) -> Array:
         """Return the logits.
 
         Parameters
@@ -182,11 +182,11 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         dtypes = [np.float64, np.float32]
-        X = validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=False)  # noqa: N806
+        X = validate_data(self, X, accept_sparse="csr", dtype=dtypes, reset=False)
         scores: Array = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict(self, X: Any) -> Array:  # noqa: N803
+    def predict(self, X: Any) -> Array:
         """Return the label with the largest logit.
 
         Parameters
@@ -201,7 +201,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return _targets.predicted(self.decision_function(X), self.classes_)
 
-    def predict_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes.
 
         Parameters
@@ -216,7 +216,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return _targets.class_probabilities(self.decision_function(X))
 
-    def predict_log_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithms of the probabilities, without rounding these to 0 or 1.
 
         Parameters
@@ -367,7 +367,7 @@ def _moments(x: Any, sample_weight: Array | None, penalty: float, rows: int) -> 
         block = blocks.rows(slice(start, min(start + n_rows, n_samples)))
         with np.errstate(over="ignore"):
             first += weights[some] @ block
-            second += weights[some] @ block**2
+            second += weights[some] @ (block.multiply(block) if hasattr(block, "multiply") else block * block)
         blocks.forget()
     mean, square = first / weights.sum(), second / weights.sum()
     # The difference has the rounding errors of the squares.

@@ -44,7 +44,7 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
     # What `score` takes besides: not metadata.
     __metadata_request__score = {"estimator": UNUSED}  # noqa: RUF012
 
-    def score(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def score(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return minus the mean cross-entropy.
 
         Parameters
@@ -82,7 +82,7 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
         value: float = given.loss(logits.reshape(len(logits), -1), given.target, given.sample_weight)
         return -value / total
 
-    def __call__(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def __call__(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return minus the mean cross-entropy, as `score` does."""
         return self.score(estimator, X, y, sample_weight)
 

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 # Of log T: e^-10 to e^10, as scikit-learn.
 BOUND = 10.0
+# A mean loss that only ever smaller temperatures make smaller; where gradients end.
+LEAST_LOSS = 1e-6
 
 
 class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -87,7 +89,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes = classes
         self.n_bins = n_bins
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Find the temperature.
 
         Parameters
@@ -111,9 +113,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if (_check.option_integer("n_bins", self.n_bins) or 0) < 1:
             _check.fail(ValueError, "n_bins", "be >= 1", self.n_bins)
-        X, y = validate_data(  # noqa: N806
-            self, _columns(X), y, multi_output=_targets.is_soft(y), dtype=[np.float64, np.float32]
-        )
+        X, y = validate_data(self, _columns(X), y, multi_output=_targets.is_soft(y), dtype=[np.float64, np.float32])
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         loss = CrossEntropy() if self.loss is None else self.loss
@@ -131,9 +131,11 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options = {"gtol": 1e-9, "ftol": 4 * float(np.finfo(np.float64).eps)}
         minimize = scipy_module("optimize").minimize
         found = minimize(objective, [0.0], jac=True, method="L-BFGS-B", bounds=[(-BOUND, BOUND)], options=options)
-        if abs(found.x[0]) >= BOUND:
-            text = f"The best temperature is beyond exp({found.x[0]:+.0f})"
-            warn(f"{text}: the samples are all right, or no better than chance.", ConvergenceWarning, stacklevel=2)
+        if found.x[0] >= BOUND:
+            text = f"The best temperature is beyond exp({BOUND:+.0f}): the logits are no better than chance"
+            warn(text, ConvergenceWarning, stacklevel=2)
+        elif found.fun <= LEAST_LOSS:
+            warn("There is no best temperature: all samples are right", ConvergenceWarning, stacklevel=2)
         self.temperature_ = float(np.exp(found.x[0]))
         self.n_iter_ = int(found.nit)
         self.calibration_error_before_, self.calibration_error_after_ = (
@@ -142,7 +144,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return self
 
-    def decision_function(self, X: Any) -> Array:  # noqa: N803
+    def decision_function(self, X: Any) -> Array:
         """Return the logits divided by the temperature.
 
         Parameters
@@ -156,10 +158,11 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             The latter is that of ``classes_[1]``.
         """
         check_is_fitted(self)
-        X = validate_data(self, _columns(X), dtype=[np.float64, np.float32], reset=False)  # noqa: N806
+        X = _columns(X) if self.n_features_in_ == 1 else X
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return _scores(X) / self.temperature_
 
-    def predict(self, X: Any) -> Array:  # noqa: N803
+    def predict(self, X: Any) -> Array:
         """Return the label with the largest logit.
 
         Parameters
@@ -174,7 +177,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return _targets.predicted(self.decision_function(X), self.classes_)
 
-    def predict_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes.
 
         Parameters
@@ -204,7 +207,7 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found, _targets.probabilities(y) if y.ndim == 2 else _targets.indices(y, found, ignore_index)
 
 
-def _columns(X: Any) -> Any:  # noqa: N803
+def _columns(X: Any) -> Any:
     """One score per sample as a column."""
     shape: tuple[int, ...] = np.shape(X) if isinstance(X, list | tuple) else getattr(X, "shape", ())
     return np.asarray(X).reshape(-1, 1) if len(shape) == 1 and shape[0] else X
