@@ -38,7 +38,7 @@ class Logits:
 def fitted(request):
     X, y = (load_breast_cancer if request.param == "two classes" else load_iris)(return_X_y=True)
     y = np.array(["c", "b", "a"])[y]
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1)).fit(X, y), X, y
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, solver="newton-cg")).fit(X, y), X, y
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -102,7 +102,7 @@ def test_weights_come_by_metadata_routing():
     weight = np.random.default_rng(0).integers(1, 4, len(y)).astype(float)
     with sklearn.config_context(enable_metadata_routing=True):
         scorer = type(cross_entropy_scorer)().set_score_request(sample_weight=True)
-        model = LogisticRegression(C=0.1, max_iter=1000).set_fit_request(sample_weight=True)
+        model = LogisticRegression(C=0.1, solver="newton-cg", max_iter=1000).set_fit_request(sample_weight=True)
         scores = cross_val_score(model, X, y, scoring=scorer, params={"sample_weight": weight})
     by_hand = []
     for train, test in sklearn.model_selection.StratifiedKFold().split(X, y):
