@@ -359,7 +359,7 @@ def _moments(x: Any, sample_weight: Array | None, penalty: float, rows: int) -> 
     that exponent is better where it is not, as measured (`benchmarks/NOTES.md`).
     """
     blocks, dtype, (n_samples, n_features) = features(x)
-    weights = np.ones(n_samples) if sample_weight is None else sample_weight
+    weights = np.ones(n_samples, dtype) if sample_weight is None else sample_weight.astype(dtype)
     first, second = np.zeros(n_features), np.zeros(n_features)
     n_rows = max(BLOCK_BYTES // (n_features * dtype.itemsize), 1)
     for start in range(0, n_samples, n_rows):
@@ -369,7 +369,8 @@ def _moments(x: Any, sample_weight: Array | None, penalty: float, rows: int) -> 
             first += weights[some] @ block
             second += weights[some] @ (block.multiply(block) if hasattr(block, "multiply") else block * block)
         blocks.forget()
-    mean, square = first / weights.sum(), second / weights.sum()
+    total = weights.sum(dtype=np.float64)
+    mean, square = first / total, second / total
     # The difference has the rounding errors of the squares.
     variance = np.maximum(square - mean**2, float(np.finfo(dtype).eps) * square)
     n_classes = max(rows, 2)
