@@ -31,7 +31,7 @@ def hist_gradient_boosting_loss(loss: Any, hessian: str = "auto") -> Any:
         What is minimised, of raw scores. Two classes have one score: then the softmax losses become the binary ones
         that equal them. The binary losses are for two classes.
     hessian : str, default "auto"
-        What trees take for second derivatives, as for :class:`fastxent.boosting.Objective`. ``"diagonal"`` with
+        What trees take for second derivatives, as for ``fastxent.boosting.Objective``. ``"diagonal"`` with
         ``CrossEntropy`` is scikit-learn's own ``"log_loss"``.
 
     Returns

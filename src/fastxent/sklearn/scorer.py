@@ -20,14 +20,34 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
     samples to 0 or 1 and then clips them: a hopelessly wrong sample costs what it costs. For classifiers whose decision
     function are logits: logistic regression, boosting, networks.
 
+    Parameters
+    ----------
+    estimator : object
+        A fitted classifier with ``decision_function`` and ``classes_``.
+    X : array_like, sparse or data frame
+        Samples.
+    y : array_like
+        Labels, or probabilities, one column per class.
+    sample_weight : array_like of shape (n_samples,) or None
+        Finite and >= 0.
+
+    Returns
+    -------
+    float
+        At most 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the classifier gives no logits, or a label is none of its classes.
+
     See Also
     --------
     fastxent.CrossEntropy : the loss.
 
     Notes
     -----
-    Labels are placed by ``classes_`` of the classifier, so that a fold need not have all of them; y may be
-    probabilities, one column per class. With metadata routing, ``set_score_request(sample_weight=True)`` asks for
+    Labels are placed by ``classes_`` of the classifier, so that a fold need not have all of them. With metadata routing, ``set_score_request(sample_weight=True)`` asks for
     weights.
 
     Examples
@@ -45,29 +65,7 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
     __metadata_request__score = {"estimator": UNUSED}  # noqa: RUF012
 
     def score(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return minus the mean cross-entropy.
-
-        Parameters
-        ----------
-        estimator : object
-            A fitted classifier with ``decision_function`` and ``classes_``.
-        X : array_like, sparse or data frame
-            Samples.
-        y : array_like
-            Labels, or probabilities.
-        sample_weight : array_like of shape (n_samples,) or None
-            Finite and >= 0.
-
-        Returns
-        -------
-        float
-            At most 0.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the classifier gives no logits, or a label is none of its classes.
-        """
+        """Return minus the mean cross-entropy, as a call does."""
         if not hasattr(estimator, "decision_function"):
             _check.fail(TypeError, "estimator", "have decision_function", type(estimator).__name__)
         logits, classes = np.asarray(estimator.decision_function(X)), np.asarray(estimator.classes_)
@@ -83,7 +81,7 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
         return -value / total
 
     def __call__(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return minus the mean cross-entropy, as `score` does."""
+        """Return minus the mean cross-entropy."""
         return self.score(estimator, X, y, sample_weight)
 
 
