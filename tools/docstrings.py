@@ -13,7 +13,7 @@ from numpydoc.validate import ERROR_MSGS, validate
 
 import fastxent
 
-MODULES = ("linear", "dask")
+MODULES = ("linear", "sklearn", "dask")
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 

@@ -354,14 +354,19 @@ class _Model:
 
 def _summed(loss: Loss, logits: Array, target: Any, sample_weight: Any) -> tuple[Any, float]:
     """Return the loss whose sum over blocks is that of all rows, and their total weight; all of them are checked."""
-    if not isinstance(loss, Loss):
-        _check.fail(TypeError, "loss", "be a loss of fastxent", repr(loss))
-    for option, allowed in _NEEDED.items():
-        if getattr(loss, option, allowed[0]) not in allowed:
-            _check.fail(ValueError, "loss", f"have {option} {' or '.join(map(repr, allowed))}", loss)
+    check_loss(loss)
     summed: Any = loss
     if isinstance(loss, SoftmaxLoss) and loss.class_weight == "balanced":
         labels = loss._checked(run_on_cpu, logits, target, None)[0]
         weights = loss._class_weights(run_on_cpu, labels, logits.shape[1], 1, np.dtype(np.float64))
         summed = replace(summed, class_weight=weights)
     return replace(summed, reduction="sum"), summed._total_weight(logits, target, sample_weight)
+
+
+def check_loss(loss: Any) -> None:
+    """Raise an error for what cannot be summed over rows of logits."""
+    if not isinstance(loss, Loss):
+        _check.fail(TypeError, "loss", "be a loss of fastxent", repr(loss))
+    for option, allowed in _NEEDED.items():
+        if getattr(loss, option, allowed[0]) not in allowed:
+            _check.fail(ValueError, "loss", f"have {option} {' or '.join(map(repr, allowed))}", loss)
