@@ -14,7 +14,15 @@ ALLOWLIST = ROOT / "tools/stubtest_allowlist.txt"
 
 def main() -> None:
     """Run both; end with 1 if one of them finds something."""
-    stubtest = [sys.executable, "-m", "mypy.stubtest", "fastxent", "--concise"]
+    stubtest = [
+        sys.executable,
+        "-m",
+        "mypy.stubtest",
+        "fastxent",
+        "--concise",
+        "--mypy-config-file",
+        str(ROOT / "pyproject.toml"),
+    ]
     stubs = subprocess.run(
         [*stubtest, "--allowlist", str(ALLOWLIST), "--ignore-unused-allowlist"], check=False
     ).returncode

@@ -12,10 +12,10 @@ import fastxent as fx
 from benchmarks.pipelines import Race
 
 SEED = 20240229
-SIDE, ENLARGED, STEPS = 28, 4, 20
-ROWS, QUICK_ROWS = 60_000, 2_000
-# What both are asked for in the second race, and how far apart their mean losses may end there.
-TOLERANCE, APART = 1e-4, 2e-3
+SIDE, ENLARGED = 28, 4
+STEPS, TOLERANCE = 20, 1e-4
+# How much worse than scikit-learn's the objective may end, as a part of it. Better it may be, and is.
+WORSE = 1e-3
 
 
 def races(quick: bool) -> Iterator[Race]:
@@ -24,26 +24,23 @@ def races(quick: bool) -> Iterator[Race]:
 
     from fastxent.sklearn import LinearClassifier
 
-    pixels, digits = enlarged_digits(QUICK_ROWS if quick else ROWS)
-    for dtype in ("float64", "float32"):
-        features = pixels.astype(dtype, copy=False)
-        size = f"{len(pixels)} x {SIDE**2} x 10 {dtype}"
-        for name, options in (
-            (f"train {STEPS} steps, {size}", {"max_iter": STEPS, "tol": 0.0}),
-            (f"train to tol={TOLERANCE:g}, {size}", {"max_iter": 1_000, "tol": TOLERANCE}),
-        ):
+    for name, n_samples, quick_samples, options in (
+        (f"train {STEPS} steps", 60_000, 2_000, {"max_iter": STEPS, "tol": 0.0}),
+        (f"train to tol={TOLERANCE:g}", 10_000, 2_000, {"max_iter": 1_000, "tol": TOLERANCE}),
+    ):
+        pixels, digits = enlarged_digits(quick_samples if quick else n_samples)
+        for dtype in ("float64", "float32"):
+            features = pixels.astype(dtype, copy=False)
             models: dict[str, Any] = {
                 "fastxent": LinearClassifier().set_params(**options),
                 "scikit-learn": LogisticRegression(**options),
             }
-            if options["tol"]:
-                ours, theirs = (
-                    fx.CrossEntropy()(_fitted(model, features, digits)().decision_function(features), digits)
-                    for model in models.values()
-                )
-                np.testing.assert_allclose(ours, theirs, rtol=0, atol=APART)
-            calls = {name: _fitted(model, features, digits) for name, model in models.items()}
-            yield Race(name, calls, {"scikit-learn": 1.0}, seconds=1.0 if quick else 60.0)
+            calls = {key: _fitting(model, features, digits) for key, model in models.items()}
+            ours, theirs = (_objective(calls[key](), features, digits) for key in calls)
+            if options["tol"] and ours > (1 + WORSE) * theirs:
+                raise AssertionError(f"{name}: objective {ours}, that of scikit-learn {theirs}")
+            size = f"{len(pixels)} x {SIDE**2} x 10 {dtype}"
+            yield Race(f"{name}, {size}", calls, {"scikit-learn": 1.0}, seconds=1.0 if quick else 30.0)
 
 
 def enlarged_digits(n_samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +58,16 @@ def enlarged_digits(n_samples: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(n_samples, -1), digits[chosen]
 
 
-def _fitted(model: Any, features: np.ndarray, digits: np.ndarray) -> Callable[[], Any]:
+def _fitting(model: Any, features: np.ndarray, digits: np.ndarray) -> Callable[[], Any]:
     def call() -> Any:
         with catch_warnings():
             simplefilter("ignore")  # that 20 steps are not enough
             return model.fit(features, digits)
 
     return call
+
+
+def _objective(model: Any, features: np.ndarray, digits: np.ndarray) -> float:
+    """Return what both minimise, with C = 1."""
+    loss = fx.CrossEntropy(reduction="sum")(model.decision_function(features), digits)
+    return float(loss + 0.5 * np.sum(model.coef_.astype(np.float64) ** 2))

@@ -2,8 +2,8 @@
 
 try:
     import sklearn  # noqa: F401 - for its absence to be told in these words
-except ImportError as error:
-    raise ImportError('fastxent.sklearn needs scikit-learn: pip install "fastxent[sklearn]"') from error
+except ImportError as _error:
+    raise ImportError('fastxent.sklearn needs scikit-learn: pip install "fastxent[sklearn]"') from _error
 
 from fastxent.sklearn.boosting import hist_gradient_boosting_loss
 from fastxent.sklearn.classifier import LinearClassifier

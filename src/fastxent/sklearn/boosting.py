@@ -10,12 +10,7 @@ import sklearn
 
 from fastxent.boosting import Objective
 from fastxent.sklearn import _targets
-
-try:
-    from sklearn._loss.link import IdentityLink
-    from sklearn._loss.loss import BaseLoss
-except ImportError:  # a scikit-learn that has moved them; `hist_gradient_boosting_loss` says so
-    BaseLoss = IdentityLink = object
+from fastxent.sklearn._compat import BaseLoss, IdentityLink
 
 Array = npt.NDArray[Any]
 
@@ -59,18 +54,23 @@ def hist_gradient_boosting_loss(loss: Any, hessian: str = "auto") -> Any:
     0.967
     """
     version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
-    if not OLDEST <= version <= NEWEST or BaseLoss is object:
+    if not OLDEST <= version <= NEWEST or IdentityLink is None:
         versions = " to ".join(".".join(map(str, v)) for v in (OLDEST, NEWEST))
         text = f"scikit-learn must be {versions} for hist_gradient_boosting_loss, which extends a private class"
         raise ImportError(f"{text}; got {sklearn.__version__}")
     return HistGradientBoostingLoss(loss, hessian)
 
 
-class HistGradientBoostingLoss(BaseLoss):  # type: ignore[misc]
+class HistGradientBoostingLoss(BaseLoss):
     """The private interface of scikit-learn's losses, as far as histogram gradient boosting calls it.
 
     y are class indices in float64, raw predictions have shape (n_samples, 1 or n_classes).
     """
+
+    loss_of_classes: Any
+    hessian: str
+    n_classes: int
+    is_multiclass: bool
 
     def __init__(self, loss: Any, hessian: str):
         super().__init__(closs=None, link=IdentityLink())

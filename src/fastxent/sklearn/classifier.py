@@ -7,7 +7,6 @@ from warnings import warn
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
@@ -16,7 +15,7 @@ from fastxent import _check, linear
 from fastxent._features import features, scipy_module
 from fastxent.losses import CrossEntropy
 from fastxent.sklearn import _targets
-from fastxent.sklearn._compat import validate_data
+from fastxent.sklearn._compat import BaseEstimator, ClassifierMixin, validate_data
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +25,7 @@ ROUNDING = 64
 BLOCK_BYTES = 1 << 22
 
 
-class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearClassifier(ClassifierMixin, BaseEstimator):
     r"""Linear classifier that minimises any loss of fastxent, by L-BFGS.
 
     For samples :math:`x_i` with weights :math:`s_i` (``sample_weight``) it minimises
@@ -104,6 +103,11 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> print(model.predict_proba(X[:1]).round(2))
     [[0.92 0.08 0.  ]]
     """
+
+    classes_: Array
+    coef_: Array
+    intercept_: Array
+    n_iter_: int
 
     def __init__(
         self,

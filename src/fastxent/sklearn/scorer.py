@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from fastxent import _check
 from fastxent.losses import CrossEntropy
 from fastxent.sklearn import _targets
+from fastxent.sklearn._compat import BaseEstimator
 
 
-class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
+class CrossEntropyScorer(BaseEstimator):
     """Minus the mean cross-entropy of a classifier's decision function, for ``scoring=``; greater is better.
 
     It is scikit-learn's ``"neg_log_loss"`` without the way through probabilities, which rounds those of confident
@@ -85,4 +85,4 @@ class CrossEntropyScorer(BaseEstimator):  # type: ignore[misc]
         return self.score(estimator, X, y, sample_weight)
 
 
-cross_entropy_scorer = CrossEntropyScorer()
+cross_entropy_scorer: CrossEntropyScorer = CrossEntropyScorer()

@@ -7,7 +7,6 @@ from warnings import warn
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
@@ -16,7 +15,7 @@ from fastxent import _check
 from fastxent._features import scipy_module
 from fastxent.losses import CrossEntropy
 from fastxent.sklearn import _targets
-from fastxent.sklearn._compat import validate_data
+from fastxent.sklearn._compat import BaseEstimator, ClassifierMixin, validate_data
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +25,7 @@ BOUND = 10.0
 LEAST_LOSS = 1e-6
 
 
-class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TemperatureScaling(ClassifierMixin, BaseEstimator):
     r"""Divide logits by the temperature that makes their probabilities fit held-out samples best.
 
     It minimises the mean of :math:`\ell(z_i / T, y_i)` over :math:`\log T`, whose derivative is
@@ -83,6 +82,12 @@ class TemperatureScaling(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> round(scaling.calibration_error_before_, 4), round(scaling.calibration_error_after_, 4)
     (0.2475, 0.0)
     """
+
+    classes_: Array
+    temperature_: float
+    calibration_error_before_: float
+    calibration_error_after_: float
+    n_iter_: int
 
     def __init__(self, loss: Any = None, *, classes: Any = None, n_bins: int = 15):
         self.loss = loss
