@@ -90,8 +90,9 @@ DEVICE double compute(
     Masses masses = masses_of(t, options.one_minus_eps, options.half_eps);
     REAL counted = 1;
 #if TASK == 6
-    const REAL alpha =
-        job.alpha < 0 ? (REAL)1 : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
+    const REAL alpha = job.alpha < 0
+        ? (REAL)1
+        : multiply_add((REAL)job.alpha, masses.positive, (REAL)(1 - job.alpha) * masses.negative);
     counted = alpha;
     results = binary_focal_of(logit_of(z), masses, options.gamma, alpha, scale);
     double value = (double)results.value;
