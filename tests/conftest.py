@@ -17,8 +17,18 @@ EMULATED_SAMPLE = 100
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark the others."""
+def pytest_collection_modifyitems(config, items):
+    """Mark the others; and leave out instruction sets where they mean nothing."""
+    levels = _config.usable_levels()
+    left_out = []
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if parameters.get("backend") in ("emulated", "gpu") and parameters.get("isa", levels[0]) != levels[0]:
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        left = set(left_out)
+        items[:] = [item for item in items if item not in left]
     for item in items:
         name = item.nodeid.rpartition("test_gpu_parity.py::")[2]
         if (

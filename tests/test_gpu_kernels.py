@@ -470,7 +470,69 @@ def test_activations(name, n_classes, dtype):
     assert_within(out.array, exact, e * bound + (FLUSHED if dtype == np.float32 else 1e-307), name)
 
 
+# ---- beyond float32 ----
+
+FAR = np.float32(3e38)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("kind", ["smoothed", "probabilities"])
+@pytest.mark.parametrize("n_classes", [3, 40, 1000, 3000, 20001])
+def test_distances_beyond_float32(name, kind, n_classes):
+    """The largest logit and the smallest are farther apart than float32 can say; the loss is a finite double."""
+    logits = np.zeros((5, n_classes), np.float32)
+    logits[1:4, 0], logits[1:4, -1] = FAR, -FAR  # rows beside them share their warps
+    target, options = np.zeros(5, np.int64), {"reduction": "sum"}
+    if kind == "smoothed":
+        options["label_smoothing"] = 0.1
+        mass = np.full(n_classes, 0.1 / n_classes)
+        mass[0] += 0.9
+    else:
+        mass = np.zeros(n_classes)
+        mass[[0, 1, -1]] = 0.5, 0.25, 0.25
+        target = np.tile(mass, (5, 1)).astype(np.float32)
+    value, grad, hess = losses.evaluate(name, options, logits, target)
+    exact = 3 * mass @ (float(FAR) - logits[1].astype(float))
+    assert value == pytest.approx(exact, rel=8 * float(np.finfo(np.float32).eps))
+    assert np.isfinite(grad).all()
+    assert np.isfinite(hess).all()
+    # A class that is masked, and yet has mass, is infinitely far.
+    logits[1, -1] = -np.inf
+    assert losses.evaluate(name, {"reduction": "sum"}, logits, np.tile(mass, (5, 1)), n_derivatives=0)[0] == np.inf
+
+
+def test_losses_of_plain_rows_beyond_float32():
+    logits, target = np.full((2, 40), -FAR), np.full((2, 40), 3, np.float32)
+    value = losses.evaluate("CrossEntropy", {"inputs": "log_probs", "reduction": "sum"}, logits, target)[0]
+    assert value == pytest.approx(240 * float(FAR), rel=1e-6)
+
+
 # ---- the same bits ----
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("is_soft", [False, True], ids=["index", "probabilities"])
+@pytest.mark.parametrize(
+    ("n_classes", "dtype"),
+    [(3, np.float64), (100, np.float32), (3000, np.float64), (9001, np.float32), (20001, np.float32)],
+)
+def test_what_else_is_wanted_does_not_change_a_bit(name, is_soft, n_classes, dtype):
+    """Nor where it is put: arrays whose rows lie otherwise are filled from the same computation."""
+    rng = np.random.default_rng(n_classes)
+    logits = nasty_logits(rng, 5, n_classes, dtype)
+    target = random_probabilities(rng, logits.shape, dtype) if is_soft else rng.integers(0, n_classes, 5)
+    expected = losses.evaluate(name, {}, logits, target)
+    for n_derivatives in (0, 1):
+        results = losses.evaluate(name, {}, logits, target, n_derivatives=n_derivatives)
+        assert_same_bits(results[1:], expected[1 : 1 + n_derivatives])
+        assert results[0] == expected[0]
+    for layout in ("F", "strided", "reversed", "offset"):
+        grad, hess = (losses.Output(LAYOUTS[layout](np.zeros_like(logits))) for _ in range(2))
+        jobs = losses.jobs_of(name, {}, logits, target, grad=grad.array, hess=hess.array)
+        assert float(engine.evaluate(jobs, reduction="mean")) == expected[0]
+        assert_same_bits((grad.array, hess.array), expected[1:])
+        grad.check()
+        hess.check()
 
 
 def test_partial_sums_do_not_depend_on_the_weights_of_others():

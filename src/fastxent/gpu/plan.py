@@ -309,8 +309,8 @@ def elements(
     """Plan an elementwise call; ``flat``: arrays without gaps."""
     size = ITEM_SIZES[type_]
     width = 16 // size if flat else 1
-    # A vector may be cut at either end.
-    vectors = -(-n // width) + (width > 1)
+    # A vector may be cut at either end; others take the same elements one by one.
+    vectors = -(-n * size // 16) + 1
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
     registers = REGISTERS_OF_ELEMENT[size]
