@@ -5,8 +5,8 @@
  *    from the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are
  *    aligned.
  * b) WIDTH 1: any strides.
- * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds them
- *    up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
+ * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
+ *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)

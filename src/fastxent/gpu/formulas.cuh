@@ -52,9 +52,14 @@ DEVICE REAL target_mass(REAL z, REAL t, REAL weight, REAL one_minus_eps, REAL un
 /* u x, with 0 * inf = 0. */
 DEVICE REAL without_zero(REAL u, REAL x) { return u == 0 ? 0 : u * x; }
 
-/* The gradient of a class with target mass u, all others having other_mass; scaled_inverse = scale / sum. */
+/* The gradient of a class with target mass u, all others having other_mass; scaled_inverse = scale / sum. Half of a
+ * large one comes first: a small probability times a small mass may be nothing before it meets the scale. */
 DEVICE REAL weighed_gradient(const Softmax &row, REAL e, REAL u, REAL other_mass, REAL scaled_inverse)
-{ return multiply_add(e, other_mass, -(u * complement(row, e))) * scaled_inverse; }
+{
+    const bool is_large = scaled_inverse > 2;
+    const REAL first = is_large ? (REAL)0.5 * scaled_inverse : (REAL)1, rest = is_large ? (REAL)2 : scaled_inverse;
+    return multiply_add(e * first, other_mass, -(u * (complement(row, e) * first))) * rest;
+}
 
 /* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */
 DEVICE REAL hessian(const Softmax &row, REAL e, REAL scaled_inverse)

@@ -141,18 +141,19 @@ DEVICE double double_at(const char *p, int code)
 
 /* ---- sums ---- */
 
-struct Pair {
-    REAL high, low;
+template <class T> struct PairOf {
+    T high, low;
 };
+typedef PairOf<REAL> Pair;
 
-DEVICE Pair two_sum(REAL a, REAL b)
+template <class T> DEVICE PairOf<T> two_sum(T a, T b)
 {
-    const REAL sum = a + b, from_b = sum - a;
+    const T sum = a + b, from_b = sum - a;
     return {sum, (a - (sum - from_b)) + (b - from_b)};
 }
-DEVICE void add(Pair &sum, REAL term)
+template <class T> DEVICE void add(PairOf<T> &sum, T term)
 {
-    const Pair next = two_sum(sum.high, term);
+    const PairOf<T> next = two_sum(sum.high, term);
     sum.high = next.high, sum.low += next.low;
 }
 /* Symmetric to the last bit (the error of an addition does not depend on its order), so that all threads of a butterfly
@@ -163,7 +164,7 @@ DEVICE Pair operator+(Pair a, Pair b)
     return {sum.high, sum.low + (a.low + b.low)};
 }
 /* An infinite sum has a NaN for its error. */
-DEVICE REAL total(Pair sum) { return sum.low == sum.low ? sum.high + sum.low : sum.high; }
+template <class T> DEVICE T total(PairOf<T> sum) { return sum.low == sum.low ? sum.high + sum.low : sum.high; }
 
 /* A sum that may leave the range of float: in float32 a double in the place of the pair. */
 #if REAL_IS_DOUBLE
