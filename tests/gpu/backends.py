@@ -131,7 +131,8 @@ def through(cupy, function):
         memory, sent, outputs = Memory(cupy), [], []
 
         def on_gpu(name, value):
-            if not isinstance(value, list | np.ndarray) or np.asarray(value).dtype.kind not in "biufcV":
+            # An element of an array is a number of NumPy's on the CPU, and an array without axes on the GPU.
+            if not isinstance(value, list | np.ndarray | np.generic) or np.asarray(value).dtype.kind not in "biufcV":
                 return value
             host = np.asarray(value)
             # An empty list says nothing about its dtype, an array does.

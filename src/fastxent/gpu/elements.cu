@@ -5,11 +5,13 @@
  *    from the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are
  *    aligned.
  * b) WIDTH 1: any strides.
- * c) A block has a fixed run of elements, and leaves one sum.
+ * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
+ *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
 #define ITEM ((int)sizeof(STORED))
+#define RUN (16 / ITEM)
 
 /* WIDTH neighbours at once, if they lie so that this is possible. */
 template <class T> struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Run {
@@ -90,8 +92,9 @@ DEVICE double compute(
     Masses masses = masses_of(t, options.one_minus_eps, options.half_eps);
     REAL counted = 1;
 #if TASK == 6
-    const REAL alpha =
-        job.alpha < 0 ? (REAL)1 : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
+    const REAL alpha = job.alpha < 0
+        ? (REAL)1
+        : multiply_add((REAL)job.alpha, masses.positive, (REAL)(1 - job.alpha) * masses.negative);
     counted = alpha;
     results = binary_focal_of(logit_of(z), masses, options.gamma, alpha, scale);
     double value = (double)results.value;
@@ -135,10 +138,10 @@ DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool wh
 KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job job)
 {
     SHARED_MEMORY(shared_memory);
-    enum { VECTORS = 4 }; /* of every thread */
+    enum { RUNS = 4 }; /* of every thread */
     const i64 count = job.n_outer * job.n_inner * job.n_classes;
-    const i64 lead = WIDTH > 1 ? ((u64)job.logits.data & 15) / ITEM : 0;
-    const i64 begin = (i64)blockIdx.x * (THREADS * VECTORS) + threadIdx.x;
+    const i64 lead = ((u64)job.logits.data & 15) / ITEM;
+    const i64 begin = (i64)blockIdx.x * (THREADS * RUNS) + threadIdx.x;
     double sum = 0;
 #if IS_LOSS
     const double divisor = divisor_of(job);
@@ -147,8 +150,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
         scale_of(job, 1, inverse), inverse, usable_gamma(job.gamma), divisor > 0};
 #endif
 #pragma unroll 1
-    for (int k = 0; k < VECTORS; k++) {
-        const i64 number = (begin + k * THREADS) * WIDTH - lead;
+    for (int k = 0; k < RUNS * RUN; k += WIDTH) {
+        const i64 number = (begin + k / RUN * THREADS) * RUN + k % RUN - lead;
         if (number >= count || number + WIDTH <= 0) continue;
         const bool whole = number >= 0 && number + WIDTH <= count;
         const Position i = position_of(job, number);

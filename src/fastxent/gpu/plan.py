@@ -8,6 +8,9 @@ The regimes of ``rows.cu``, by the bytes of a row without gaps:
 - up to ``TILE_ROW``: tiles of many rows, a few threads or a warp for each of them;
 - up to what fits into the stages of a block, or of a cluster of blocks: a row, or a slice of one, to a block;
 - longer rows, and strides: every pass reads memory.
+
+How a row is shared out depends neither on whether there is a Hessian nor on the task: sums keep their order, and what is
+computed beside does not change a bit.
 """
 
 from __future__ import annotations
@@ -194,6 +197,11 @@ def threads_of(slice_bytes: float) -> int:
     return next(threads for most, threads in THREADS_OF_SLICE if slice_bytes <= most)
 
 
+def tile_bytes(n_rows: int, row_bytes: int) -> int:
+    """Room for rows without gaps, wherever they begin and end in vectors of 16 bytes."""
+    return round_up(n_rows * row_bytes + 30, 128)
+
+
 def stages_of(control: int, stage: int, capability: int, most: int = MOST_STAGES) -> int:
     """How many stages fit, 0 if none does."""
     room = shared_memory_of(capability)[0] - control
@@ -205,28 +213,31 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     """Plan a call of the softmax family."""
     size = ITEM_SIZES[call.type]
     row_bytes = call.n_classes * size
-    outputs = 2 if call.hessian else 1
     bulk = capability >= BULK_COPIES
     soft = call.is_soft or call.inputs != "logits"
     n_rows = call.n_outer * call.n_inner
-    cluster, stages, group, width, tile_rows, stage = 1, 0, 1, 1, 1, 0
+    cluster, stages, group, width, tile_rows, stage, outputs = 1, 0, 1, 1, 1, 0, 1
     threads = TILE_THREADS
     if call.layout == "packed" and row_bytes <= TILE_ROW:
         group, width = group_of(call.n_classes, size)
+        control = control_bytes(True, 1, threads, size)
+        while not stages_of(control, 2 * tile_bytes(threads // group, row_bytes), capability):
+            group *= 2  # so that there is room for a Hessian
+        outputs = 2 if call.hessian else 1
         at_once = threads // group
         # Where rows are few, rather more blocks than full tiles.
         fair = n_rows // ENOUGH_BLOCKS
         tile_rows = max(min(TILE // row_bytes, fair) // at_once, 1) * at_once
-        stage = round_up(tile_rows * row_bytes + 30, 128)
-        stages = stages_of(control_bytes(soft, 1, threads, size), stage * outputs, capability)
+        stage = tile_bytes(tile_rows, row_bytes)
+        stages = stages_of(control, stage * outputs, capability)
     elif call.layout in ("packed", "rows") and row_bytes > TILE_ROW // 4:
         for cluster in (1, 2, 4, 8) if bulk and has_clusters else (1,):
             stage = round_up(-(-(row_bytes + 30) // cluster) + 16, 128)
-            if stage * outputs <= GOOD_SLICE:
+            if stage <= GOOD_SLICE:
                 break
         group = threads = threads_of(stage)
         width = 16 // size
-        stages = stages_of(control_bytes(soft, cluster, threads, size), stage * outputs, capability)
+        stages = stages_of(control_bytes(True, cluster, threads, size), stage, capability)
     if stages == 0:
         # Threads are neighbours where the numbers are.
         cluster, width, stage, threads = 1, 1, 0, TILE_THREADS
@@ -298,8 +309,8 @@ def elements(
     """Plan an elementwise call; ``flat``: arrays without gaps."""
     size = ITEM_SIZES[type_]
     width = 16 // size if flat else 1
-    # A vector may be cut at either end.
-    vectors = -(-n // width) + (width > 1)
+    # A vector may be cut at either end; others take the same elements one by one.
+    vectors = -(-n * size // 16) + 1
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
     registers = REGISTERS_OF_ELEMENT[size]

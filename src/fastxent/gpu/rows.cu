@@ -9,10 +9,13 @@
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
  *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
  *    never written. STAGES 0: any strides; every pass reads memory, or what caches kept of it.
+ *    Hessians take that way where a tile has many rows; else they are written as they are computed, and need no room:
+ *    how a row is shared out, and so the order of its sums, does not depend on whether there is a Hessian.
  * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
  *    not the last are read without gaps.
  * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of
- *    their warps. Nothing depends on who comes first.
+ *    their warps. Nothing depends on who comes first. In float32 a distance from the maximum may overflow; the loss is
+ *    still a finite double.
  * e) In place: a row's target logit is read before the barrier that precedes the first result.
  */
 enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
@@ -23,6 +26,7 @@ enum { LOGITS, LOG_PROBS, PROBS };
 #define WARPS (THREADS / 32)
 #define ITEM ((int)sizeof(STORED))
 #define NEGATIVE_INFINITY (-(REAL)INFINITE)
+#define HESSIAN_IS_STAGED (HESSIAN && STAGES > 0 && GROUP <= 32)
 /* Of classes and vectors: a row in shared memory is short. */
 #if STAGES > 0
 typedef int INDEX;
@@ -50,23 +54,30 @@ struct Group {
     Control *control;
 };
 
-DEVICE Pair larger_of(Pair a, Pair b) { return {maximum(a.high, b.high), 0}; }
+/* What the first of several numbers is; all others are sums. */
+enum First { SUM, MAXIMUM, WIDE };
 
-template <int WIDTH_OF_BUTTERFLY, int N> DEVICE void butterfly(Pair *x, bool first_is_maximum)
+template <First FIRST> DEVICE Pair combine(int i, Pair a, Pair b)
+{
+    if (i == 0 && FIRST == MAXIMUM) return {maximum(a.high, b.high), 0};
+    return i == 0 && FIRST == WIDE ? add_wide(a, wide(b)) : a + b;
+}
+
+template <int WIDTH_OF_BUTTERFLY, int N, First FIRST> DEVICE void butterfly(Pair *x)
 {
 #pragma unroll
     for (int mask = WIDTH_OF_BUTTERFLY / 2; mask; mask /= 2)
 #pragma unroll
         for (int i = 0; i < N; i++) {
             const Pair other = {shuffle(x[i].high, mask), shuffle(x[i].low, mask)};
-            x[i] = i == 0 && first_is_maximum ? larger_of(x[i], other) : x[i] + other;
+            x[i] = combine<FIRST>(i, x[i], other);
         }
 }
 
-/* N sums over the group, of which the first may be a maximum; all threads get the same bits. */
-template <int N> DEVICE void reduce(Group &group, Pair *x, bool first_is_maximum)
+/* N numbers over the group; all threads get the same bits. */
+template <int N, First FIRST = SUM> DEVICE void reduce(Group &group, Pair *x)
 {
-    butterfly<(GROUP < 32 ? GROUP : 32), N>(x, first_is_maximum);
+    butterfly<(GROUP < 32 ? GROUP : 32), N, FIRST>(x);
 #if GROUP > 32
     enum { ENTRIES = CLUSTER * WARPS };
     Pair *const exchange = group.control->exchange[group.turn ^= 1];
@@ -87,14 +98,10 @@ template <int N> DEVICE void reduce(Group &group, Pair *x, bool first_is_maximum
 #endif
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        const bool is_maximum = i == 0 && first_is_maximum;
-        x[i] = {is_maximum ? NEGATIVE_INFINITY : 0, 0};
-        for (int k = lane; k < ENTRIES; k += 32) {
-            const Pair entry = exchange[i * ENTRIES + k];
-            x[i] = is_maximum ? larger_of(x[i], entry) : x[i] + entry;
-        }
+        x[i] = {i == 0 && FIRST == MAXIMUM ? NEGATIVE_INFINITY : 0, 0};
+        for (int k = lane; k < ENTRIES; k += 32) x[i] = combine<FIRST>(i, x[i], exchange[i * ENTRIES + k]);
     }
-    butterfly<32, N>(x, first_is_maximum);
+    butterfly<32, N, FIRST>(x);
 #else
     __syncwarp();
 #endif
@@ -139,13 +146,14 @@ DEVICE void load(const Job &job, const Place &place, INDEX j, INDEX c, REAL fill
 #endif
 }
 
-/* Results to where they belong, or to the stage. */
+/* Results to the stage, or to where they belong. */
+template <bool IS_STAGED>
 DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 step, INDEX j, INDEX c, const REAL *x)
 {
-#if WIDTH == 1
-    char *const to = STAGES ? stage + j * place.step : row + c * step;
-    const i64 apart = STEP * (STAGES ? place.step : step);
     const bool whole = is_whole(job, c);
+#if WIDTH == 1
+    char *const to = IS_STAGED ? stage + j * place.step : row + c * step;
+    const i64 apart = STEP * (IS_STAGED ? place.step : step);
 #pragma unroll
     for (int q = 0; q < ITEMS; q++)
         if (whole || is_class(job, c + q * STEP)) *(STORED *)(to + q * apart) = stored_of(x[q]);
@@ -153,14 +161,17 @@ DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 
     STORED item[ITEMS];
 #pragma unroll
     for (int q = 0; q < ITEMS; q++) item[q] = stored_of(x[q]);
-    if (is_whole(job, c)) {
+    char *const to = IS_STAGED ? stage + j * 16 : row + c * step;
+    const i64 apart = IS_STAGED ? ITEM : step;
+    if (whole && (IS_STAGED || (step == ITEM && ((u64)to & 15) == 0))) {
         Vector16 v;
         memcpy(&v, item, sizeof v);
-        *(Vector16 *)(stage + j * 16) = v;
+        if (IS_STAGED) *(Vector16 *)to = v;
+        else store_streaming(to, v);
     } else
 #pragma unroll
         for (int q = 0; q < ITEMS; q++)
-            if (is_class(job, c + q * STEP)) ((STORED *)(stage + j * 16))[q] = item[q];
+            if (is_class(job, c + q * STEP)) *(STORED *)(to + q * apart) = item[q];
 #endif
 }
 
@@ -273,9 +284,9 @@ DEVICE void put_results(const Job &job, const Place &place, const Group &group, 
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
         for (int q = 0; q < ITEMS; q++) result(c + q * STEP, z[q], grad[q], hess[q]);
-        put(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
+        put<(STAGES > 0)>(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
 #if HESSIAN
-        put(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
+        put<HESSIAN_IS_STAGED>(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
 #endif
     });
 }
@@ -300,7 +311,7 @@ DEVICE double compute_row(
             if (SOFT && z[q] != NEGATIVE_INFINITY) top[1].high += 1;
         }
     });
-    reduce<(SOFT ? 2 : 1)>(group, top, true);
+    reduce<(SOFT ? 2 : 1), MAXIMUM>(group, top);
     const REAL max = top[0].high;
 
     /* Sums. The logit of the target comes with them where a block does not see the whole row. */
@@ -342,12 +353,12 @@ DEVICE double compute_row(
         add(sums[BELOW], e[0]);
     });
 #if SOFT
-    reduce<6>(group, sums, false);
+    reduce<6>(group, sums);
 #elif IS_LOSS && CLUSTER > 1
-    reduce<3>(group, sums, false);
+    reduce<3>(group, sums);
     target_logit = sums[THIRD].high;
 #else
-    reduce<2>(group, sums, false);
+    reduce<2>(group, sums);
 #endif
     const Softmax softmax = softmax_of(max, sums[BELOW], sums[ONES].high);
 
@@ -388,10 +399,28 @@ DEVICE double compute_row(
     });
     return finish(job, target, value);
 #else
+    double distance = (double)total(sums[DISTANCE]);
+#if !REAL_IS_DOUBLE
+    if (any_of_warp(distance == (double)INFINITE)) {
+        Pair exact[1] = {};
+        each_vector(place, group, [&](INDEX j, INDEX c) {
+            REAL z[ITEMS];
+            load(job, place, j, c, NEGATIVE_INFINITY, z);
+            for (int q = 0; q < ITEMS; q++) {
+                const REAL u =
+                    is_class(job, c + q * STEP) && z[q] != max ? mass_of(job, target, c + q * STEP, z[q]) : 0;
+                if (u != 0) exact[0] = add_wide(exact[0], (double)u * ((double)max - (double)z[q]));
+            }
+        });
+        reduce<1, WIDE>(group, exact);
+        if (distance == (double)INFINITE) distance = wide(exact[0]);
+    }
+#endif
     weigh(job, target, total(sums[MASS]), sums[WRONG], sums[ELSEWHERE]);
     const REAL scale = scale_of(job, target.weight, inverse), scaled_inverse = scale * softmax.inverse;
     const bool is_zero = target.is_wrong || target.weight == 0;
     Pair mass = sums[MASS];
+    double value = (double)total(mass) * (double)softmax.log_sum + distance;
 #if TASK == 1
     const REAL gamma = (REAL)usable_gamma(job.gamma);
     enum { VALUE, A, B };
@@ -410,12 +439,13 @@ DEVICE double compute_row(
                 add(focal_sums[B], without_zero(u, focal.curvature));
             }
     });
-    reduce<3>(group, focal_sums, false);
-    /* A row of nothing but masked classes has no mass whose loss could say so. */
-    const double value = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
+    reduce<3>(group, focal_sums);
+    /* A row of nothing but masked classes has no mass whose loss could say so. Where only a distance overflows, q^gamma
+     * is 1 and the cross-entropy is the focal loss. */
+    const double focal_value = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
+    if (focal_value != (double)INFINITE) value = focal_value;
     mass = focal_sums[A];
 #else
-    const double value = (double)total(mass) * (double)softmax.log_sum + (double)total(sums[DISTANCE]);
     const REAL mass_factor = scaled_inverse * total(mass);
 #endif
     put_results(job, place, group, outputs, [&](INDEX c, REAL z, REAL &grad, REAL &hess) {
@@ -441,7 +471,7 @@ DEVICE double compute_row(
 
 #else
 /* From log-probabilities or probabilities: value -sum u x, or -sum u log x, with 0 * inf = 0; nothing is clipped. A NaN
- * anywhere makes the row NaN. In double: u / x may overflow where scale u / x does not. */
+ * anywhere makes the row NaN. In double: u x may overflow, and u / x where scale u / x does not. */
 DEVICE double compute_row(
     const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
 {
@@ -453,7 +483,7 @@ DEVICE double compute_row(
         for (int q = 0; q < ITEMS; q++)
             if (x[q] != MASKED) unmasked[0].high += 1;
     });
-    reduce<1>(group, unmasked, false);
+    reduce<1>(group, unmasked);
     target.uniform = job.label_smoothing > 0 ? (REAL)(job.label_smoothing / (double)unmasked[0].high) : 0;
     enum { VALUE, MASS, NANS, WRONG, ELSEWHERE };
     Pair sums[5] = {};
@@ -467,10 +497,11 @@ DEVICE double compute_row(
                 look_at(job, target, row, c + q * STEP, outputs.live, sums[WRONG], sums[ELSEWHERE]);
                 if (x[q] != x[q]) sums[NANS].high += 1;
                 add(sums[MASS], u);
-                add(sums[VALUE], without_zero(u, INPUTS == 2 ? -log_of(x[q] + 0) : -x[q]));
+                const double minus_log_p = INPUTS == 2 ? -(double)log_of(x[q] + 0) : -(double)x[q];
+                if (u != 0) sums[VALUE] = add_wide(sums[VALUE], (double)u * minus_log_p);
             }
     });
-    reduce<5>(group, sums, false);
+    reduce<5, WIDE>(group, sums);
     weigh(job, target, total(sums[MASS]), sums[WRONG], sums[ELSEWHERE]);
     const bool is_zero = target.is_wrong || target.weight == 0, is_nan = sums[NANS].high > 0;
     const double scale = (double)scale_of(job, target.weight, inverse);
@@ -482,7 +513,7 @@ DEVICE double compute_row(
         grad = (REAL)(is_nan ? limit : INPUTS == 2 ? -(scale * u / p) : -(scale * u));
         hess = (REAL)(is_nan ? limit : INPUTS == 2 ? scale * u / p / p : 0);
     });
-    return finish(job, target, is_nan ? (double)NOT_A_NUMBER : (double)total(sums[VALUE]));
+    return finish(job, target, is_nan ? (double)NOT_A_NUMBER : wide(sums[VALUE]));
 }
 #endif
 
@@ -552,13 +583,22 @@ DEVICE void fetch(const Tile &tile, char *stage, u64 *arrived)
 /* Bytes of the tile's rows from the stage to `array`: whole vectors where both are aligned alike, else elements. */
 DEVICE void send(const Job &job, const Tile &tile, const Array &array, const char *stage)
 {
+    const i64 length = job.n_classes * ITEM;
     char *const to = at(array, tile.outer, tile.inner) + tile.first;
-    const i64 end = tile.rows * job.n_classes * ITEM - tile.first;
+    const i64 end = tile.rows * length - tile.first;
     const u32 begin = tile.first < 0 ? (u32)-tile.first : 0, limit = end < 0 ? 0 : (u32)smaller(end, tile.bytes);
     u32 inside = limit, outside = limit; /* of the vectors that are all the tile's */
     if (((u64)to & 15) == 0 && begin < limit) {
         inside = (begin + 15) / 16 * 16, outside = limit / 16 * 16;
         if (outside < inside) inside = outside = limit;
+    }
+    if (array.klass != ITEM || (tile.rows > 1 && array.inner != length)) { /* not as the logits lie */
+        for (u32 i = begin + threadIdx.x * ITEM; i < limit; i += THREADS * ITEM) {
+            const i64 byte = i + tile.first, row = byte / length;
+            *(STORED *)(at(array, tile.outer, tile.inner + row) + (byte - row * length) / ITEM * array.klass) =
+                *(const STORED *)(stage + i);
+        }
+        return;
     }
 #if BULK
     if (threadIdx.x == 0 && inside < outside) bulk_store(to + inside, stage + inside, outside - inside);
@@ -653,7 +693,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
         __syncthreads();
         if (job.grad.data) {
             send(job, tile, job.grad, stage);
-#if HESSIAN
+#if HESSIAN_IS_STAGED
             send(job, tile, job.hess, stage + STAGES * job.stage_bytes);
 #endif
         }
