@@ -69,12 +69,12 @@ DEVICE double compute(
     bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
     if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
 #if TARGET < 8
-    const i64 integer = integer_at((const char *)&stored, TARGET);
+    const i64 integer = integer_at((const char *)&stored, TARGET), bits = bits_at((const char *)&stored, TARGET);
     is_ignored = job.has_ignore_index && integer == job.ignore_index;
     is_bad_target = (u64)integer > 1;
     const REAL t = (REAL)(integer & 1);
 #else
-    const i64 integer = 0;
+    const i64 bits = 0;
     const REAL t = number_of<TARGET, REAL>(stored);
     /* Compared as it is: rounded to REAL it might become what is allowed. */
     const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
@@ -82,7 +82,7 @@ DEVICE double compute(
     is_bad_target = !(exact >= 0 && exact <= 1);
 #endif
     if (is_bad_target && !is_ignored) {
-        report(job, BAD_TARGET, i.number, integer, number_of<TARGET, double>(stored));
+        report(job, BAD_TARGET, i.number, bits, number_of<TARGET, double>(stored));
         is_wrong = true;
     }
     const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;

@@ -274,6 +274,13 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     )
 
 
+def most_classes_of_cluster(capability: int) -> int:
+    """Return how many classes of float32 the largest cluster holds, each block as much as it can."""
+    threads = threads_of(math.inf)
+    stage = (shared_memory_of(capability)[0] - control_bytes(False, LARGEST_CLUSTER, threads, 4)) // 128 * 128
+    return (LARGEST_CLUSTER * (stage - 16) - 30) // 4
+
+
 def resident_blocks(
     call: Rows, soft: bool, threads: int, stages: int, cluster: int, shared: int, capability: int
 ) -> int:
