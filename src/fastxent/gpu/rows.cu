@@ -9,7 +9,8 @@
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
  *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
  *    never written. So may those of a row in a tile, while another group writes its results there: a race for bits that
- *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). STAGES 0: any strides; every pass reads memory, or what caches kept of it.
+ *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). STAGES 0: any strides;
+ *    every pass reads memory, or what caches kept of it.
  * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
  *    not the last are read without gaps.
  * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of
