@@ -89,9 +89,9 @@ AT_WORK = (3, 4, 5)
 REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
-REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
+# The same, by the bytes of a logit, without and with Hessian.
+REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 144)}
 REGISTERS_OF_WIDE_TARGETS = 40
-REGISTERS_OF_HESSIAN = 16
 COUNTED_PER_BLOCK = 8192
 
 
@@ -309,11 +309,8 @@ def elements(
     vectors = -(-n // width) + (width > 1)
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
-    registers = REGISTERS_OF_ELEMENT[size]
-    if ITEM_SIZES[target_type] > max(size, 4):
-        registers += REGISTERS_OF_WIDE_TARGETS
-    elif hessian:
-        registers += REGISTERS_OF_HESSIAN
+    wide = ITEM_SIZES[target_type] > max(size, 4)
+    registers = REGISTERS_OF_ELEMENT[size][hessian and not wide] + REGISTERS_OF_WIDE_TARGETS * wide
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
