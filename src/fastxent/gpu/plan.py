@@ -89,8 +89,8 @@ AT_WORK = (3, 4, 5)
 REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
-# The same, by the bytes of a logit, without and with Hessian.
-REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 144)}
+# The same, by the bytes of a logit: of values and gradients, and of Hessians and focal losses.
+REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 128)}
 REGISTERS_OF_WIDE_TARGETS = 40
 COUNTED_PER_BLOCK = 8192
 
@@ -310,7 +310,8 @@ def elements(
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
     wide = ITEM_SIZES[target_type] > max(size, 4)
-    registers = REGISTERS_OF_ELEMENT[size][hessian and not wide] + REGISTERS_OF_WIDE_TARGETS * wide
+    more = (hessian or task == "binary_focal") and not wide
+    registers = REGISTERS_OF_ELEMENT[size][more] + REGISTERS_OF_WIDE_TARGETS * wide
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
