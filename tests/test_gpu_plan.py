@@ -52,6 +52,19 @@ def check_rows(plan, call, capability):
         assert plan.tile_rows == 1
 
 
+def test_the_cluster_that_is_tried_is_as_large_as_any():
+    call = Rows("softmax", TYPES["float32"], 1, 1, planning.most_classes_of_cluster(90))
+    tried = planning.rows(call, 90)
+    assert (tried.cluster, tried.define("STAGES")) == (planning.LARGEST_CLUSTER, 1)
+    others = (
+        planning.rows.__wrapped__(call._replace(task=task, n_classes=n, hessian=hessian, is_soft=hessian), 90)
+        for task, hessian in (("softmax", False), ("focal", True))
+        for n in range(10_000, 500_000, 997)
+    )
+    assert tried.shared_memory >= max(plan.shared_memory for plan in others if plan.cluster > 1) - planning.KIB
+    assert planning.rows(call._replace(n_classes=call.n_classes + 500), 90).cluster == 1
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_class_count_has_a_plan_that_fits(dtype, capability):

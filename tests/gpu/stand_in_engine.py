@@ -70,8 +70,13 @@ class Job:
         return self.bound(target=target, sample_weight=weights), is_bad
 
 
-def evaluate(jobs, *, reduction=None):
-    first, _state.call = _state.call + 1, _state.call + len(jobs)  # a number for each job
+def numbers(n):
+    first, _state.call = _state.call + 1, _state.call + n  # a number for each job
+    return first
+
+
+def evaluate(jobs, *, reduction=None, first=None):
+    first = numbers(len(jobs)) if first is None else first
     if jobs[0].arrays["target"] is None:
         for job in jobs:
             job.bound().compute(1.0)

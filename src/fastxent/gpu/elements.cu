@@ -7,6 +7,8 @@
  * b) WIDTH 1: any strides.
  * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
  *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
+ * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe, as each
+ *    is written by the thread that has read it.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
@@ -71,12 +73,12 @@ DEVICE double compute(
     bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
     if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
 #if TARGET < 8
-    const i64 integer = integer_at((const char *)&stored, TARGET);
+    const i64 integer = integer_at((const char *)&stored, TARGET), bits = bits_at((const char *)&stored, TARGET);
     is_ignored = job.has_ignore_index && integer == job.ignore_index;
     is_bad_target = (u64)integer > 1;
     const REAL t = (REAL)(integer & 1);
 #else
-    const i64 integer = 0;
+    const i64 bits = 0;
     const REAL t = number_of<TARGET, REAL>(stored);
     /* Compared as it is: rounded to REAL it might become what is allowed. */
     const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
@@ -84,7 +86,7 @@ DEVICE double compute(
     is_bad_target = !(exact >= 0 && exact <= 1);
 #endif
     if (is_bad_target && !is_ignored) {
-        report(job, BAD_TARGET, i.number, integer, number_of<TARGET, double>(stored));
+        report(job, BAD_TARGET, i.number, bits, number_of<TARGET, double>(stored));
         is_wrong = true;
     }
     const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;
@@ -121,6 +123,9 @@ DEVICE double compute(
 #endif
 
 DEVICE bool is_element(i64 number, i64 count) { return (u64)number < (u64)count; }
+/* Of WIDTH elements from `number` on: is there any, are there all? */
+DEVICE bool is_vector(i64 number, i64 count) { return number < count && number + WIDTH > 0; }
+DEVICE bool is_whole(i64 number, i64 count) { return number >= 0 && number + WIDTH <= count; }
 
 DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool whole, const STORED *item)
 {
@@ -135,6 +140,38 @@ DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool wh
             if (is_element(i.number + q, count)) *(STORED *)(to + q * array.klass) = item[q];
 }
 
+/* What a thread reads of WIDTH neighbours; 0 beyond either end. */
+struct Vector {
+    STORED z[WIDTH];
+#if IS_LOSS
+    Run<Stored<TARGET>::type> t;
+#endif
+};
+
+DEVICE Vector load_vector(const Job &job, i64 number, i64 count)
+{
+    Vector vector = {};
+    if (!is_vector(number, count)) return vector;
+    const bool whole = is_whole(number, count);
+    const Position i = position_of(job, number);
+    const char *const from = place_of(job.logits, i);
+    if (WIDTH > 1 && whole) {
+        const Vector16 v = load_streaming(from);
+        memcpy(vector.z, &v, sizeof vector.z < sizeof v ? sizeof vector.z : sizeof v);
+    } else
+        for (int q = 0; q < WIDTH; q++)
+            if (is_element(number + q, count)) vector.z[q] = *(const STORED *)(from + q * job.logits.klass);
+#if IS_LOSS
+    typedef Stored<TARGET>::type T;
+    const char *const targets = place_of(job.target, i);
+    if (whole) vector.t = load_run<T>(targets, job.target.klass);
+    else
+        for (int q = 0; q < WIDTH; q++)
+            if (is_element(number + q, count)) vector.t.item[q] = *(const T *)(targets + q * job.target.klass);
+#endif
+    return vector;
+}
+
 KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job job)
 {
     SHARED_MEMORY(shared_memory);
@@ -142,6 +179,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
     const i64 count = job.n_outer * job.n_inner * job.n_classes;
     const i64 lead = ((u64)job.logits.data & 15) / ITEM;
     const i64 begin = (i64)blockIdx.x * (THREADS * RUNS) + threadIdx.x;
+    const auto number_of = [&](int k) { return (begin + k / RUN * THREADS) * RUN + k % RUN - lead; };
     double sum = 0;
 #if IS_LOSS
     const double divisor = divisor_of(job);
@@ -149,32 +187,19 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
     const Options options = {(REAL)(1 - job.label_smoothing), (REAL)(job.label_smoothing / 2),
         scale_of(job, 1, inverse), inverse, usable_gamma(job.gamma), divisor > 0};
 #endif
+    Vector next = load_vector(job, number_of(0), count);
 #pragma unroll 1
     for (int k = 0; k < RUNS * RUN; k += WIDTH) {
-        const i64 number = (begin + k / RUN * THREADS) * RUN + k % RUN - lead;
-        if (number >= count || number + WIDTH <= 0) continue;
-        const bool whole = number >= 0 && number + WIDTH <= count;
+        const i64 number = number_of(k);
+        const Vector vector = next;
+        if (k + WIDTH < RUNS * RUN) next = load_vector(job, number_of(k + WIDTH), count);
+        if (!is_vector(number, count)) continue;
+        const bool whole = is_whole(number, count);
         const Position i = position_of(job, number);
-        STORED z[WIDTH] = {}, grad[WIDTH], hess[WIDTH], loss[WIDTH];
-        const char *from = place_of(job.logits, i);
-        if (WIDTH > 1 && whole) {
-            const Vector16 v = load_streaming(from);
-            memcpy(z, &v, WIDTH * sizeof(STORED) < sizeof v ? WIDTH * sizeof(STORED) : sizeof v);
-        } else
-            for (int q = 0; q < WIDTH; q++)
-                if (is_element(number + q, count)) z[q] = *(const STORED *)(from + q * job.logits.klass);
-#if IS_LOSS
-        typedef Stored<TARGET>::type T;
-        const char *const targets = place_of(job.target, i);
-        Run<T> t = {};
-        if (whole) t = load_run<T>(targets, job.target.klass);
-        else
-            for (int q = 0; q < WIDTH; q++)
-                if (is_element(number + q, count)) t.item[q] = *(const T *)(targets + q * job.target.klass);
-#endif
+        STORED grad[WIDTH], hess[WIDTH], loss[WIDTH];
 #pragma unroll
         for (int q = 0; q < WIDTH; q++) {
-            const REAL x = real_of(z[q]);
+            const REAL x = real_of(vector.z[q]);
 #if TASK == 7
             grad[q] = stored_of(sigmoid_of(x));
 #elif TASK == 8
@@ -183,7 +208,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
             if (!whole && !is_element(number + q, count)) continue;
             Results results;
             const Position here = {i.outer, i.inner, i.klass + q, number + q};
-            const double value = compute(job, options, here, x, t.item[q], results);
+            const double value = compute(job, options, here, x, vector.t.item[q], results);
             sum += value;
             grad[q] = stored_of(results.grad), hess[q] = stored_of(results.hess), loss[q] = stored_of((REAL)value);
 #endif

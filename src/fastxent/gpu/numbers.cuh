@@ -128,6 +128,9 @@ DEVICE i64 integer_at(const char *p, int code)
     }
 }
 
+/* The bits of one for a message, which is to show what is beyond int64 as well. */
+DEVICE i64 bits_at(const char *p, int code) { return code == UINT64 ? *(const i64 *)p : integer_at(p, code); }
+
 DEVICE double double_at(const char *p, int code)
 {
     switch (code) {

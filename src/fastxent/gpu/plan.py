@@ -92,9 +92,9 @@ AT_WORK = (3, 4, 5)
 REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
-REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
+# The same, by the bytes of a logit: of values and gradients, and of Hessians and focal losses.
+REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 128)}
 REGISTERS_OF_WIDE_TARGETS = 40
-REGISTERS_OF_HESSIAN = 16
 COUNTED_PER_BLOCK = 8192
 
 
@@ -285,6 +285,13 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     )
 
 
+def most_classes_of_cluster(capability: int) -> int:
+    """Return how many classes of float32 the largest cluster holds, each block as much as it can."""
+    threads = threads_of(math.inf)
+    stage = (shared_memory_of(capability)[0] - control_bytes(False, LARGEST_CLUSTER, threads, 4)) // 128 * 128
+    return (LARGEST_CLUSTER * (stage - 16) - 30) // 4
+
+
 def resident_blocks(
     call: Rows, soft: bool, threads: int, stages: int, cluster: int, shared: int, capability: int
 ) -> int:
@@ -313,11 +320,9 @@ def elements(
     vectors = -(-n * size // 16) + 1
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
-    registers = REGISTERS_OF_ELEMENT[size]
-    if ITEM_SIZES[target_type] > max(size, 4):
-        registers += REGISTERS_OF_WIDE_TARGETS
-    elif hessian:
-        registers += REGISTERS_OF_HESSIAN
+    wide = ITEM_SIZES[target_type] > max(size, 4)
+    more = (hessian or task == "binary_focal") and not wide
+    registers = REGISTERS_OF_ELEMENT[size][more] + REGISTERS_OF_WIDE_TARGETS * wide
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],

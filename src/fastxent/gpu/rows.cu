@@ -8,7 +8,9 @@
  *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
  *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
- *    never written. STAGES 0: any strides; every pass reads memory, or what caches kept of it.
+ *    never written. So may those of a row in a tile, while another group writes its results there: a race for bits that
+ *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). STAGES 0: any strides;
+ *    every pass reads memory, or what caches kept of it.
  *    Hessians take that way where a tile has many rows; else they are written as they are computed, and need no room:
  *    how a row is shared out, and so the order of its sums, does not depend on whether there is a Hessian.
  * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
@@ -201,7 +203,7 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
     if (job.has_ignore_index && label == job.ignore_index) target.weight = 0;
     else if ((u64)label < (u64)job.n_classes) target.label = (INDEX)label;
     else {
-        if (reports) report(job, BAD_TARGET, row, label, (double)label);
+        if (reports) report(job, BAD_TARGET, row, bits_at(target.t, job.target_type), (double)label);
         target.is_wrong = true;
     }
 #if !SOFT
@@ -271,7 +273,7 @@ DEVICE void weigh(const Job &job, Target &target, REAL mass, Pair wrong, Pair el
 /* Where its results go. */
 struct Outputs {
     char *grad, *hess;
-    bool live;    /* one of the tile's rows, and not the shadow of one */
+    bool live;    /* there is such a row */
     bool reports; /* this thread, for all of the row */
 };
 
@@ -519,8 +521,9 @@ DEVICE double compute_row(
 
 /* One row with its target, weights and loss; returns what it adds to the sum. */
 DEVICE double work_on_row(
-    const Job &job, const Place &place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
+    const Job &job, Place place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
 {
+    if (!live) place.n = 0; /* a group beyond the last row looks at nothing, and takes part in shuffles */
     const Outputs outputs = {
         at(job.grad, outer, inner), at(job.hess, outer, inner), live, live && group.lane == 0 && group.rank == 0};
 #if IS_LOSS
