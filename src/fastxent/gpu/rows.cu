@@ -422,7 +422,7 @@ DEVICE double compute_row(
     const REAL scale = scale_of(job, target.weight, inverse), scaled_inverse = scale * softmax.inverse;
     const bool is_zero = target.is_wrong || target.weight == 0;
     Pair mass = sums[MASS];
-    double value = (double)total(mass) * (double)softmax.log_sum + distance;
+    const double plain = (double)total(mass) * (double)softmax.log_sum + distance;
 #if TASK == 1
     const REAL gamma = (REAL)usable_gamma(job.gamma);
     enum { VALUE, A, B };
@@ -444,12 +444,14 @@ DEVICE double compute_row(
     reduce<3>(group, focal_sums);
     /* A row of nothing but masked classes has no mass whose loss could say so. Where only a distance overflows, q^gamma
      * is 1 and the cross-entropy is the focal loss. */
-    const double focal_value = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
-    if (focal_value != (double)INFINITE) value = focal_value;
+    const double modulated = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
+    const double value = !REAL_IS_DOUBLE && modulated == (double)INFINITE ? plain : modulated;
     mass = focal_sums[A];
 #else
+    const double value = plain;
     const REAL mass_factor = scaled_inverse * total(mass);
 #endif
+    const double loss = finish(job, target, value);
     put_results(job, place, group, outputs, [&](INDEX c, REAL z, REAL &grad, REAL &hess) {
         grad = hess = 0;
         if (is_zero || !is_class(job, c)) return;
@@ -467,7 +469,7 @@ DEVICE double compute_row(
 #endif
         grad = weighed_gradient(softmax, e, u, (mass.high - u) + mass.low, scaled_inverse);
     });
-    return finish(job, target, value);
+    return loss;
 #endif
 }
 
@@ -597,8 +599,8 @@ DEVICE void send(const Job &job, const Tile &tile, const Array &array, const cha
     }
     if (array.klass != ITEM || (tile.rows > 1 && array.inner != length)) { /* not as the logits lie */
         for (u32 i = begin + threadIdx.x * ITEM; i < limit; i += THREADS * ITEM) {
-            const i64 byte = i + tile.first, row = byte / length;
-            *(STORED *)(at(array, tile.outer, tile.inner + row) + (byte - row * length) / ITEM * array.klass) =
+            const u32 number = (i + (u32)tile.first) / ITEM, row = number / (u32)job.n_classes;
+            *(STORED *)(at(array, tile.outer, tile.inner + row) + (number - row * (u32)job.n_classes) * array.klass) =
                 *(const STORED *)(stage + i);
         }
         return;
