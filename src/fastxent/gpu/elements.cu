@@ -9,6 +9,7 @@
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
+#define HAS_LABELS (TARGET == ANY ? job.target_type < FLOAT16 : TARGET < FLOAT16)
 #define ITEM ((int)sizeof(STORED))
 
 /* WIDTH neighbours at once, if they lie so that this is possible. */
@@ -45,6 +46,20 @@ DEVICE char *place_of(const Array &array, const Position &i)
 { return at(array, i.outer, i.inner) + i.klass * array.klass; }
 
 #if IS_LOSS
+/* A target; where its type is only known to the job, its place. Integers are unsigned until they are neither 0 nor 1. */
+#if TARGET == 12
+typedef const char *Read;
+typedef double Exact;
+DEVICE i64 integer_of(const Job &job, Read target) { return integer_at(target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return floating_at<double>(target, job.target_type); }
+#else
+typedef Stored<TARGET>::type Read;
+typedef Stored<(TARGET == FLOAT64 ? FLOAT64 : FLOAT32)>::type Exact;
+DEVICE i64 integer_of(const Job &job, Read target)
+{ return target <= 1 ? (i64)target : integer_at((const char *)&target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return number_of<TARGET, Exact>(target); }
+#endif
+
 struct Options {
     REAL one_minus_eps, half_eps, scale; /* of an element of weight 1 */
     double inverse, gamma;               /* of the divisor; of the focal loss */
@@ -63,26 +78,27 @@ DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
 
 /* The results of one element; returns its loss with its weight. */
 DEVICE double compute(
-    const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
+    const Job &job, const Options &options, const Position &i, REAL z, Read target, Results &results)
 {
     const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
-    bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
+    bool is_wrong = !is_weight(s), is_ignored, is_bad_target;
     if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
-#if TARGET < 8
-    const i64 integer = integer_at((const char *)&stored, TARGET);
-    is_ignored = job.has_ignore_index && integer == job.ignore_index;
-    is_bad_target = (u64)integer > 1;
-    const REAL t = (REAL)(integer & 1);
-#else
-    const i64 integer = 0;
-    const REAL t = number_of<TARGET, REAL>(stored);
-    /* Compared as it is: rounded to REAL it might become what is allowed. */
-    const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
-    if (job.has_ignore_index) is_ignored = (double)exact == (double)job.ignore_index;
-    is_bad_target = !(exact >= 0 && exact <= 1);
-#endif
+    i64 integer = 0;
+    Exact exact = 0; /* compared as it is: rounded to REAL it might become what is allowed */
+    REAL t;
+    if (HAS_LABELS) {
+        integer = integer_of(job, target);
+        t = (REAL)(integer & 1);
+        is_ignored = job.has_ignore_index && integer == job.ignore_index;
+        is_bad_target = (u64)integer > 1;
+    } else {
+        exact = exact_of(job, target);
+        t = (REAL)exact;
+        is_ignored = job.has_ignore_index && (double)exact == (double)job.ignore_index;
+        is_bad_target = !(exact >= 0 && exact <= 1);
+    }
     if (is_bad_target && !is_ignored) {
-        report(job, BAD_TARGET, i.number, integer, number_of<TARGET, double>(stored));
+        report(job, BAD_TARGET, i.number, integer, (double)exact);
         is_wrong = true;
     }
     const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;
@@ -161,13 +177,17 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
             for (int q = 0; q < WIDTH; q++)
                 if (is_element(number + q, count)) z[q] = *(const STORED *)(from + q * job.logits.klass);
 #if IS_LOSS
-        typedef Stored<TARGET>::type T;
         const char *const targets = place_of(job.target, i);
-        Run<T> t = {};
-        if (whole) t = load_run<T>(targets, job.target.klass);
+        Run<Read> t = {};
+#if TARGET == 12
+#pragma unroll
+        for (int q = 0; q < WIDTH; q++) t.item[q] = targets + q * job.target.klass;
+#else
+        if (whole) t = load_run<Read>(targets, job.target.klass);
         else
             for (int q = 0; q < WIDTH; q++)
-                if (is_element(number + q, count)) t.item[q] = *(const T *)(targets + q * job.target.klass);
+                if (is_element(number + q, count)) t.item[q] = *(const Read *)(targets + q * job.target.klass);
+#endif
 #endif
 #pragma unroll
         for (int q = 0; q < WIDTH; q++) {

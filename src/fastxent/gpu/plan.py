@@ -8,6 +8,9 @@ The regimes of ``rows.cu``, by the bytes of a row without gaps:
 - up to ``TILE_ROW``: tiles of many rows, a few threads or a warp for each of them;
 - up to what fits into the stages of a block, or of a cluster of blocks: a row, or a slice of one, to a block;
 - longer rows, and strides: every pass reads memory.
+
+Every variant takes time to compile, of the one who calls it first and of the tests, which compile all. So a define is
+what loops and registers depend on in calls that are common; the rest a kernel looks up in its job.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ TYPES = {
     "float64": 11,
 }
 ITEM_SIZES = (1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8)
-INT64, FLOAT16, FLOAT32, FLOAT64 = 3, 8, 10, 11
+INT64, UINT8, UINT16, FLOAT16, FLOAT32, FLOAT64 = 3, 4, 5, 8, 10, 11
+ANY = 12  # looked up for every number: a branch that all threads take alike
 ROWS = ("port.cuh", "numbers.cuh", "formulas.cuh", "rows.cu")
 ELEMENTS = ("port.cuh", "numbers.cuh", "formulas.cuh", "binary.cuh", "elements.cu")
 TOTALS = ("port.cuh", "numbers.cuh", "totals.cu")
@@ -81,10 +85,12 @@ TILES_PER_BLOCK = 8
 ENOUGH_BLOCKS = 1024
 # Few classes are taken one by one, many as vectors.
 SINGLE_CLASSES = 32
+PART_OF_A_WARP = 0  # as GROUP: 1 to 32 threads, as the job says
 # Instructions of a thread and accesses to shared memory, counted in the source; 4 warps issue in a cycle.
 INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE = 32, 120, 4, 128
-# So many at once hide the latency of loads and exponentials.
+# So many at once hide the latency of loads and exponentials; where the kernel knows no better, the second.
 AT_WORK = (3, 4, 5)
+ITEMS = 4
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
 REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
 REGISTERS_OF_STRIDES = 16
@@ -110,6 +116,8 @@ class Plan:
     stage_bytes: int = 0
     partials: int = 1
     cluster: int = 1
+    stages: int = 0
+    group: int = 1
 
     def define(self, name: str) -> int:
         """Return the value of one of the defines."""
@@ -175,12 +183,11 @@ def cycles_of_row(group: int, n_classes: int, size: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def items_of(n_classes: int, group: int, width: int) -> int:
-    """How many classes a thread has at work; few go to waste in the last round."""
-    rounds = -(-n_classes // group)
-    if width > 1 or rounds <= max(AT_WORK):
-        return max(width, rounds if width == 1 else 1)
-    return min(AT_WORK, key=lambda n: (-rounds % n, -n))
+def items_of(n_classes: int) -> int:
+    """How many classes a thread that has a row to itself has at work; few go to waste in the last round."""
+    if n_classes <= max(AT_WORK):
+        return max(n_classes, 2)
+    return min(AT_WORK, key=lambda n: (-n_classes % n, -n))
 
 
 def control_bytes(soft: bool, cluster: int, threads: int, size: int) -> int:
@@ -209,6 +216,7 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     bulk = capability >= BULK_COPIES
     soft = call.is_soft or call.inputs != "logits"
     n_rows = call.n_outer * call.n_inner
+    target = target_of(call, soft)
     cluster, stages, group, width, tile_rows, stage = 1, 0, 1, 1, 1, 0
     threads = TILE_THREADS
     if call.layout == "packed" and row_bytes <= TILE_ROW:
@@ -220,11 +228,11 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         stage = round_up(tile_rows * row_bytes + 30, 128)
         stages = stages_of(control_bytes(soft, 1, threads, size), stage * outputs, capability)
     elif call.layout in ("packed", "rows") and row_bytes > TILE_ROW // 4:
-        for cluster in (1, 2, 4, 8) if bulk and has_clusters else (1,):
+        for cluster in (1,) if not (bulk and has_clusters) else (1, 8) if target == ANY else (1, 2, 4, 8):
             stage = round_up(-(-(row_bytes + 30) // cluster) + 16, 128)
             if stage * outputs <= GOOD_SLICE:
                 break
-        group = threads = threads_of(stage)
+        group = threads = max(threads_of(stage), TILE_THREADS if soft else 0)
         width = 16 // size
         stages = stages_of(control_bytes(soft, cluster, threads, size), stage * outputs, capability)
     if stages == 0:
@@ -237,26 +245,28 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         else:
             group = min(32, 1 << max(call.n_classes // 2, 1).bit_length() - 1)
         tile_rows = threads // group
+    is_alone = group == 1 and not soft and call.task != "focal"
     n_tiles = call.n_outer * -(-call.n_inner // tile_rows)
     tiles_per_block = min(max(n_tiles // ENOUGH_BLOCKS, 1), TILES_PER_BLOCK)
     blocks = -(-n_tiles // tiles_per_block)
     shared = control_bytes(soft, cluster, threads, size) + stages * stage * outputs
     defines = {
         "TYPE": call.type,
-        "TASK": TASKS[call.task],
+        # A row's log(sum exp) is what its log_softmax returns.
+        "TASK": min(TASKS[call.task], TASKS["log_softmax"]),
         "INPUTS": INPUTS[call.inputs],
         "SOFT": int(soft),
-        "TARGET": call.target_type if call.target_type >= FLOAT16 else INT64,
-        "HESSIAN": int(call.hessian),
+        "TARGET": target,
+        "HESSIAN": int(call.hessian or target == ANY),
         "THREADS": threads,
-        "GROUP": group,
+        "GROUP": group if is_alone or group == threads else PART_OF_A_WARP,
         "CLUSTER": cluster,
         "WIDTH": width,
-        "ITEMS": items_of(call.n_classes, group, width),
-        "STAGES": stages,
+        "ITEMS": width if width > 1 else items_of(call.n_classes) if is_alone else ITEMS,
+        "STAGED": int(stages > 0),
         "BULK": int(bulk and stages > 0),
-        "BLOCKS": resident_blocks(call, soft, threads, stages, cluster, shared, capability),
     }
+    defines["BLOCKS"] = resident_blocks(call, defines)
     assert n_rows >= 1
     assert blocks * cluster <= LARGEST_GRID
     return Plan(
@@ -271,24 +281,29 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         stage,
         blocks,
         cluster,
+        stages,
+        group,
     )
 
 
-def resident_blocks(
-    call: Rows, soft: bool, threads: int, stages: int, cluster: int, shared: int, capability: int
-) -> int:
-    """How many blocks a multiprocessor shall hold: those that shared memory and registers allow."""
-    size = ITEM_SIZES[call.type]
+def target_of(call: Rows, soft: bool) -> int:
+    """Type of the targets, as far as a variant knows it: labels, or probabilities like logits, and nothing unusual."""
+    is_usual = call.task == "cross_entropy" and call.inputs == "logits" and not call.hessian
+    if soft and not (is_usual and (call.target_type < FLOAT16 or call.target_type == call.type)):
+        return ANY
+    return call.target_type if call.target_type >= FLOAT16 else INT64
+
+
+def resident_blocks(call: Rows, defines: dict[str, int]) -> int:
+    """How many blocks of these threads the registers of a multiprocessor shall suffice for; shared memory may not."""
     if TASKS[call.task] > TASKS["focal"]:
         kind = "activation"
-    elif soft or call.task == "focal":
+    elif defines["SOFT"] or call.task == "focal":
         kind = "soft"
     else:
-        kind = "index" if call.hessian or cluster > 1 else "plain"
-    registers = REGISTERS_OF_ROW[kind][size == 8] + (REGISTERS_OF_STRIDES if stages == 0 else 0)
-    by_registers = REGISTERS // (threads * min(registers, 128))
-    by_memory = shared_memory_of(capability)[1] // (shared + KIB)
-    return max(min(by_registers, by_memory), 1)
+        kind = "index" if call.hessian or defines["CLUSTER"] > 1 else "plain"
+    registers = REGISTERS_OF_ROW[kind][call.type == FLOAT64] + (0 if defines["STAGED"] else REGISTERS_OF_STRIDES)
+    return REGISTERS // (defines["THREADS"] * min(registers, 128))
 
 
 @lru_cache(maxsize=4096)
@@ -302,17 +317,19 @@ def elements(
     vectors = -(-n // width) + (width > 1)
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
+    target = target_of_elements(type_, target_type, flat) if is_loss else INT64
+    needs_hessian = hessian or (is_loss and (target == ANY or inputs != "logits"))
     registers = REGISTERS_OF_ELEMENT[size]
-    if ITEM_SIZES[target_type] > max(size, 4):
+    if target == ANY or ITEM_SIZES[target] > max(size, 4):
         registers += REGISTERS_OF_WIDE_TARGETS
-    elif hessian:
+    elif needs_hessian:
         registers += REGISTERS_OF_HESSIAN
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
         "INPUTS": INPUTS[inputs],
-        "TARGET": target_type if is_loss else INT64,
-        "HESSIAN": int(hessian),
+        "TARGET": target,
+        "HESSIAN": int(needs_hessian),
         "THREADS": ELEMENTS_THREADS,
         "CLUSTER": 1,
         "WIDTH": width,
@@ -323,14 +340,18 @@ def elements(
     return Plan("elements", ELEMENTS, tuple(defines.items()), blocks, ELEMENTS_THREADS, 256, partials=blocks)
 
 
+def target_of_elements(type_: int, target_type: int, flat: bool) -> int:
+    """Type of the targets, as far as a variant knows it; 0 and 1 are the same in both integers of a size."""
+    target = target_type if target_type >= FLOAT16 else UINT8 + target_type % 4
+    return target if flat and target != UINT16 and (target < FLOAT16 or target in (type_, FLOAT32)) else ANY
+
+
 def _totals(type_: int, threads: int, **more: int) -> tuple[tuple[str, int], ...]:
     return tuple({"TYPE": type_, "THREADS": threads, "CLUSTER": 1, "BULK": 0, "BLOCKS": 1, **more}.items())
 
 
 @lru_cache(maxsize=4096)
-def divisor(
-    counted: str, type_: int, n_rows: int, n_classes: int, *, target_type: int, classes_are_neighbours: bool = True
-) -> Plan:
+def divisor(counted: str, type_: int, n_rows: int, n_classes: int, *, classes_are_neighbours: bool = True) -> Plan:
     """Plan the divisor of the mean; ``counted``: "labels", "distributions" or "elements" (then of rows of one class)."""
     threads, group = TILE_THREADS, 1
     if counted == "distributions" and classes_are_neighbours:
@@ -340,8 +361,9 @@ def divisor(
     tile_rows = max(COUNTED_PER_BLOCK // per_row // at_once, 1) * at_once
     blocks = -(-n_rows // tile_rows)
     number = ("labels", "distributions", "elements").index(counted)
-    target = target_type if counted == "distributions" else INT64
-    defines = _totals(type_, threads, COUNTED=number, GROUP=group, TARGET=target)
+    # The type is that of class weights.
+    real = FLOAT64 if type_ == FLOAT64 and counted != "elements" else FLOAT32
+    defines = _totals(real, threads, COUNTED=number, GROUP=group)
     return Plan("divisor", TOTALS, defines, blocks, threads, 256, tile_rows, partials=blocks)
 
 
