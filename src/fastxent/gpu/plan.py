@@ -16,7 +16,6 @@ what loops and registers depend on in calls that are common; the rest a kernel l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -92,7 +91,13 @@ INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE 
 AT_WORK = (3, 4, 5)
 ITEMS = 4
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
-REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
+REGISTERS_OF_ROW = {
+    "plain": (64, 104),
+    "index": (96, 104),
+    "soft": (112, 112),
+    "focal distribution": (112, 128),
+    "activation": (64, 104),
+}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
@@ -101,8 +106,7 @@ REGISTERS_OF_HESSIAN = 16
 COUNTED_PER_BLOCK = 8192
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """One launch: the variant of a kernel, and its geometry."""
 
     kernel: str
@@ -141,6 +145,7 @@ class Rows(NamedTuple):
     layout: str = "packed"
 
 
+@lru_cache
 def shared_memory_of(capability: int) -> tuple[int, int]:
     """Bytes of shared memory for a block, and for a multiprocessor."""
     return next(
@@ -190,6 +195,7 @@ def items_of(n_classes: int) -> int:
     return min(AT_WORK, key=lambda n: (-n_classes % n, -n))
 
 
+@lru_cache
 def control_bytes(soft: bool, cluster: int, threads: int, size: int) -> int:
     """Size of the struct Control of ``rows.cu``."""
     pair = 16 if size == 8 else 8
@@ -228,11 +234,14 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         stage = round_up(tile_rows * row_bytes + 30, 128)
         stages = stages_of(control_bytes(soft, 1, threads, size), stage * outputs, capability)
     elif call.layout in ("packed", "rows") and row_bytes > TILE_ROW // 4:
-        for cluster in (1,) if not (bulk and has_clusters) else (1, 8) if target == ANY else (1, 2, 4, 8):
+        is_rare = call.hessian or target == ANY
+        for cluster in (1,) if not (bulk and has_clusters) else (1, 8) if is_rare else (1, 2, 4, 8):
             stage = round_up(-(-(row_bytes + 30) // cluster) + 16, 128)
             if stage * outputs <= GOOD_SLICE:
                 break
-        group = threads = max(threads_of(stage), TILE_THREADS if soft else 0)
+        threads = max(threads_of(stage), TILE_THREADS if soft else 0)
+        # On few devices of those that should have them clusters cannot be launched.
+        group = threads = min(threads, TILE_THREADS) if bulk and cluster == 1 else threads
         width = 16 // size
         stages = stages_of(control_bytes(soft, cluster, threads, size), stage * outputs, capability)
     if stages == 0:
@@ -241,38 +250,35 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         if call.layout == "inner":
             group = 1
         elif row_bytes > 2 * TILE_ROW:
-            group = threads = 512
+            group = threads = TILE_THREADS if soft else 512  # for which there are 128 registers
         else:
             group = min(32, 1 << max(call.n_classes // 2, 1).bit_length() - 1)
         tile_rows = threads // group
-    is_alone = group == 1 and not soft and call.task != "focal"
+    items = width if width > 1 else items_of(call.n_classes) if group == 1 and has_items(call.task, soft) else ITEMS
     n_tiles = call.n_outer * -(-call.n_inner // tile_rows)
     tiles_per_block = min(max(n_tiles // ENOUGH_BLOCKS, 1), TILES_PER_BLOCK)
     blocks = -(-n_tiles // tiles_per_block)
     shared = control_bytes(soft, cluster, threads, size) + stages * stage * outputs
-    defines = {
-        "TYPE": call.type,
-        # A row's log(sum exp) is what its log_softmax returns.
-        "TASK": min(TASKS[call.task], TASKS["log_softmax"]),
-        "INPUTS": INPUTS[call.inputs],
-        "SOFT": int(soft),
-        "TARGET": target,
-        "HESSIAN": int(call.hessian or target == ANY),
-        "THREADS": threads,
-        "GROUP": group if is_alone or group == threads else PART_OF_A_WARP,
-        "CLUSTER": cluster,
-        "WIDTH": width,
-        "ITEMS": width if width > 1 else items_of(call.n_classes) if is_alone else ITEMS,
-        "STAGED": int(stages > 0),
-        "BULK": int(bulk and stages > 0),
-    }
-    defines["BLOCKS"] = resident_blocks(call, defines)
     assert n_rows >= 1
     assert blocks * cluster <= LARGEST_GRID
     return Plan(
         "rows",
         ROWS,
-        tuple(defines.items()),
+        defines_of_rows(
+            call.task,
+            call.type,
+            call.inputs,
+            soft,
+            target,
+            call.hessian,
+            threads,
+            group,
+            cluster,
+            width,
+            items,
+            stages > 0,
+            bulk,
+        ),
         blocks * cluster,
         threads,
         shared,
@@ -294,16 +300,54 @@ def target_of(call: Rows, soft: bool) -> int:
     return call.target_type if call.target_type >= FLOAT16 else INT64
 
 
-def resident_blocks(call: Rows, defines: dict[str, int]) -> int:
-    """How many blocks of these threads the registers of a multiprocessor shall suffice for; shared memory may not."""
-    if TASKS[call.task] > TASKS["focal"]:
+def has_items(task: str, soft: bool) -> bool:
+    """Whether exponentials take most of the time, so that it shows if some are computed in vain."""
+    return not soft and task != "focal"
+
+
+@lru_cache(maxsize=4096)
+def defines_of_rows(
+    task: str,
+    type_: int,
+    inputs: str,
+    soft: bool,
+    target: int,
+    hessian: bool,
+    threads: int,
+    group: int,
+    cluster: int,
+    width: int,
+    items: int,
+    staged: bool,
+    bulk: bool,
+) -> tuple[tuple[str, int], ...]:
+    """The variant of ``rows``."""
+    if TASKS[task] > TASKS["focal"]:
         kind = "activation"
-    elif defines["SOFT"] or call.task == "focal":
-        kind = "soft"
+    elif soft or task == "focal":
+        kind = "focal distribution" if soft and task == "focal" else "soft"
     else:
-        kind = "index" if call.hessian or defines["CLUSTER"] > 1 else "plain"
-    registers = REGISTERS_OF_ROW[kind][call.type == FLOAT64] + (0 if defines["STAGED"] else REGISTERS_OF_STRIDES)
-    return REGISTERS // (defines["THREADS"] * min(registers, 128))
+        kind = "index" if hessian or cluster > 1 else "plain"
+    registers = REGISTERS_OF_ROW[kind][type_ == FLOAT64] + (0 if staged else REGISTERS_OF_STRIDES)
+    defines = {
+        "TYPE": type_,
+        # A row's log(sum exp) is what its log_softmax returns.
+        "TASK": min(TASKS[task], TASKS["log_softmax"]),
+        "INPUTS": INPUTS[inputs],
+        "SOFT": int(soft),
+        "TARGET": target,
+        "HESSIAN": int(hessian or target == ANY),
+        "THREADS": threads,
+        "GROUP": group if group == threads or (group == 1 and has_items(task, soft)) else PART_OF_A_WARP,
+        "CLUSTER": cluster,
+        "WIDTH": width,
+        "ITEMS": items,
+        "STAGED": int(staged),
+        "BULK": int(bulk and staged),
+        # So many blocks shall find registers; they may not find shared memory.
+        "BLOCKS": max(REGISTERS // (threads * registers), 1),
+    }
+    return tuple(defines.items())
 
 
 @lru_cache(maxsize=4096)
