@@ -46,7 +46,7 @@ DEVICE char *place_of(const Array &array, const Position &i)
 { return at(array, i.outer, i.inner) + i.klass * array.klass; }
 
 #if IS_LOSS
-/* A target; where its type is only known to the job, its place. Integers are unsigned until they are neither 0 nor 1. */
+/* A target; where only the job knows its type, its place. Integers are unsigned until they are neither 0 nor 1. */
 #if TARGET == 12
 typedef const char *Read;
 typedef double Exact;
@@ -77,8 +77,7 @@ DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
 }
 
 /* The results of one element; returns its loss with its weight. */
-DEVICE double compute(
-    const Job &job, const Options &options, const Position &i, REAL z, Read target, Results &results)
+DEVICE double compute(const Job &job, const Options &options, const Position &i, REAL z, Read target, Results &results)
 {
     const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
     bool is_wrong = !is_weight(s), is_ignored, is_bad_target;

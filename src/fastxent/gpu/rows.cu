@@ -3,7 +3,8 @@
  *
  * Design
  * a) A group of GROUP threads has a row: 1 to 32 of a warp (GROUP 0: as many as the job says), or the whole block, or
- *    all blocks of a CLUSTER. A row takes three passes (maximum, sums, results; one more for focal losses of distributions).
+ *    all blocks of a CLUSTER. A row takes three passes (maximum, sums, results; one more for focal losses of
+ *    distributions).
  * b) STAGED: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
  *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
