@@ -128,7 +128,7 @@ def test_rows_too_long_for_shared_memory():
     rng = np.random.default_rng(0)
     logits = nasty_logits(rng, 2, 30000, np.float32)
     with losses.gpu(86):
-        assert plan_of(logits, 86)["STAGES"] == 0
+        assert plan_of(logits, 86)["STAGED"] == 0
         assert_like_reference("CrossEntropy", {}, logits, np.array([3, 29999]), n_derivatives=1, in_place=True)
 
 

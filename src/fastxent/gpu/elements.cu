@@ -7,11 +7,12 @@
  * b) WIDTH 1: any strides.
  * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
  *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
- * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe, as each
- *    is written by the thread that has read it.
+ * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe: each is
+ *    written by the thread that has read it.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
+#define HAS_LABELS (TARGET == ANY ? job.target_type < FLOAT16 : TARGET < FLOAT16)
 #define ITEM ((int)sizeof(STORED))
 #define RUN (16 / ITEM)
 
@@ -49,6 +50,22 @@ DEVICE char *place_of(const Array &array, const Position &i)
 { return at(array, i.outer, i.inner) + i.klass * array.klass; }
 
 #if IS_LOSS
+/* A target; where only the job knows its type, its place. Integers are unsigned until they are neither 0 nor 1. */
+#if TARGET == 12
+typedef const char *Read;
+typedef double Exact;
+DEVICE i64 integer_of(const Job &job, Read target) { return integer_at(target, job.target_type); }
+DEVICE i64 bits_of(const Job &job, Read target) { return bits_at(target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return floating_at<double>(target, job.target_type); }
+#else
+typedef Stored<TARGET>::type Read;
+typedef Stored<(TARGET == FLOAT64 ? FLOAT64 : FLOAT32)>::type Exact;
+DEVICE i64 integer_of(const Job &job, Read target)
+{ return target <= 1 ? (i64)target : integer_at((const char *)&target, job.target_type); }
+DEVICE i64 bits_of(const Job &job, Read target) { return bits_at((const char *)&target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return number_of<TARGET, Exact>(target); }
+#endif
+
 struct Options {
     REAL one_minus_eps, half_eps, scale; /* of an element of weight 1 */
     double inverse, gamma;               /* of the divisor; of the focal loss */
@@ -66,27 +83,26 @@ DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
 }
 
 /* The results of one element; returns its loss with its weight. */
-DEVICE double compute(
-    const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
+DEVICE double compute(const Job &job, const Options &options, const Position &i, REAL z, Read target, Results &results)
 {
     const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
-    bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
+    bool is_wrong = !is_weight(s), is_ignored, is_bad_target;
     if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
-#if TARGET < 8
-    const i64 integer = integer_at((const char *)&stored, TARGET), bits = bits_at((const char *)&stored, TARGET);
-    is_ignored = job.has_ignore_index && integer == job.ignore_index;
-    is_bad_target = (u64)integer > 1;
-    const REAL t = (REAL)(integer & 1);
-#else
-    const i64 bits = 0;
-    const REAL t = number_of<TARGET, REAL>(stored);
-    /* Compared as it is: rounded to REAL it might become what is allowed. */
-    const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
-    if (job.has_ignore_index) is_ignored = (double)exact == (double)job.ignore_index;
-    is_bad_target = !(exact >= 0 && exact <= 1);
-#endif
+    Exact exact = 0; /* compared as it is: rounded to REAL it might become what is allowed */
+    REAL t;
+    if (HAS_LABELS) {
+        const i64 integer = integer_of(job, target);
+        t = (REAL)(integer & 1);
+        is_ignored = job.has_ignore_index && integer == job.ignore_index;
+        is_bad_target = (u64)integer > 1;
+    } else {
+        exact = exact_of(job, target);
+        t = (REAL)exact;
+        is_ignored = job.has_ignore_index && (double)exact == (double)job.ignore_index;
+        is_bad_target = !(exact >= 0 && exact <= 1);
+    }
     if (is_bad_target && !is_ignored) {
-        report(job, BAD_TARGET, i.number, bits, number_of<TARGET, double>(stored));
+        report(job, BAD_TARGET, i.number, HAS_LABELS ? bits_of(job, target) : 0, (double)exact);
         is_wrong = true;
     }
     const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;
@@ -140,11 +156,11 @@ DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool wh
             if (is_element(i.number + q, count)) *(STORED *)(to + q * array.klass) = item[q];
 }
 
-/* What a thread reads of WIDTH neighbours; 0 beyond either end. */
+/* What a thread reads of WIDTH neighbours; 0, or an address that nobody reads, beyond either end. */
 struct Vector {
     STORED z[WIDTH];
 #if IS_LOSS
-    Run<Stored<TARGET>::type> t;
+    Run<Read> t;
 #endif
 };
 
@@ -162,12 +178,16 @@ DEVICE Vector load_vector(const Job &job, i64 number, i64 count)
         for (int q = 0; q < WIDTH; q++)
             if (is_element(number + q, count)) vector.z[q] = *(const STORED *)(from + q * job.logits.klass);
 #if IS_LOSS
-    typedef Stored<TARGET>::type T;
     const char *const targets = place_of(job.target, i);
-    if (whole) vector.t = load_run<T>(targets, job.target.klass);
+#if TARGET == 12
+#pragma unroll
+    for (int q = 0; q < WIDTH; q++) vector.t.item[q] = targets + q * job.target.klass;
+#else
+    if (whole) vector.t = load_run<Read>(targets, job.target.klass);
     else
         for (int q = 0; q < WIDTH; q++)
-            if (is_element(number + q, count)) vector.t.item[q] = *(const T *)(targets + q * job.target.klass);
+            if (is_element(number + q, count)) vector.t.item[q] = *(const Read *)(targets + q * job.target.klass);
+#endif
 #endif
     return vector;
 }

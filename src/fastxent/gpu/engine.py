@@ -40,7 +40,7 @@ _type_of_dtype: dict[np.dtype[Any], int] = {}
 class Fields:
     """The struct Job of numbers.cuh: address and strides of each array, then the rest in its order."""
 
-    _packed = Struct("28q 5q 4q 4d Q 6i")
+    _packed = Struct("28q 5q 4q 4d Q 8i")
     _by_value = np.dtype(f"V{_packed.size}")
 
     def __init__(self) -> None:
@@ -51,7 +51,8 @@ class Fields:
         self.options: tuple[float, float, float] = (0.0, 0.0, -1.0)  # label_smoothing, gamma, alpha
         self.scale: float = 1.0
         self.call = self.target_type = self.sample_weight_type = 0
-        self.geometry: tuple[int, int, int] = (1, 1, 0)  # tile_rows, tiles_per_block, stage_bytes
+        # tile_rows, tiles_per_block, stage_bytes, stages, group
+        self.geometry: tuple[int, int, int, int, int] = (1, 1, 0, 0, 1)
 
     def by_value(self) -> npt.NDArray[np.void]:
         """The bytes, as CuPy passes structures to kernels: an array of size one."""
@@ -268,7 +269,6 @@ class Job:
             self.type,
             n_outer * n_inner * (n_classes if self.is_elementwise else 1),
             n_classes,
-            target_type=self.target_type,
             classes_are_neighbours=n_inner == 1 or abs(klass) <= abs(inner),
         )
 
@@ -287,7 +287,7 @@ def _launch_jobs(cupy: Any, device: _Device, launches: list[tuple[Job, Plan]], p
     address = 0 if partials is None else partials.data.ptr
     for job, plan in launches:
         job.fields.partial = address
-        job.fields.geometry = plan.tile_rows, plan.tiles_per_block, plan.stage_bytes
+        job.fields.geometry = plan.tile_rows, plan.tiles_per_block, plan.stage_bytes, plan.stages, plan.group
         try:
             device.launch(cupy, plan, job.fields.by_value())
         except Exception:  # the driver's, whatever its class

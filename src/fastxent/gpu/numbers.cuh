@@ -10,7 +10,7 @@
  * e) Whatever a label is, it is compared unsigned before anything is read with it. What is wrong is written down, the
  *    smallest call and position first, and the host is told through a word of its own memory.
  */
-enum { INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
+enum { INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FLOAT16, BFLOAT16, FLOAT32, FLOAT64, ANY };
 
 template <int CODE> struct Stored {};
 template <> struct Stored<INT8> {
@@ -131,16 +131,18 @@ DEVICE i64 integer_at(const char *p, int code)
 /* The bits of one for a message, which is to show what is beyond int64 as well. */
 DEVICE i64 bits_at(const char *p, int code) { return code == UINT64 ? *(const i64 *)p : integer_at(p, code); }
 
-DEVICE double double_at(const char *p, int code)
+template <class T> DEVICE T floating_at(const char *p, int code)
 {
     switch (code) {
-    case FLOAT16: return number_at<FLOAT16, double>(p);
-    case BFLOAT16: return number_at<BFLOAT16, double>(p);
-    case FLOAT32: return *(const float *)p;
-    case FLOAT64: return *(const double *)p;
-    default: return (double)integer_at(p, code);
+    case FLOAT16: return number_at<FLOAT16, T>(p);
+    case BFLOAT16: return number_at<BFLOAT16, T>(p);
+    case FLOAT32: return number_at<FLOAT32, T>(p);
+    default: return number_at<FLOAT64, T>(p);
     }
 }
+
+DEVICE double double_at(const char *p, int code)
+{ return code < FLOAT16 ? (double)integer_at(p, code) : floating_at<double>(p, code); }
 
 /* ---- sums ---- */
 
@@ -219,7 +221,7 @@ struct Job {
     i64 n_outer, n_inner, n_classes, ignore_index;
     double label_smoothing, gamma, alpha, scale;
     u64 call;
-    int has_ignore_index, target_type, sample_weight_type, tile_rows, tiles_per_block, stage_bytes;
+    int has_ignore_index, target_type, sample_weight_type, tile_rows, tiles_per_block, stage_bytes, stages, group;
 };
 
 /* Only where something is wrong, so a lock is cheap; later positions find an earlier one there and go. */

@@ -2,14 +2,15 @@
  * logits of a row are kept while it is worked on, and in how many threads share it.
  *
  * Design
- * a) A group of GROUP threads has a row: 1 to 32 of a warp, or the whole block, or all blocks of a CLUSTER. A row takes
- *    three passes (maximum, sums, results; one more for focal losses of distributions).
- * b) STAGES > 0: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
+ * a) A group of GROUP threads has a row: 1 to 32 of a warp (GROUP 0: as many as the job says), or the whole block, or
+ *    all blocks of a CLUSTER. A row takes three passes (maximum, sums, results; one more for focal losses of
+ *    distributions).
+ * b) STAGED: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
  *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
  *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
  *    never written. So may those of a row in a tile, while another group writes its results there: a race for bits that
- *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). STAGES 0: any strides;
+ *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). Else: any strides;
  *    every pass reads memory, or what caches kept of it.
  *    Hessians take that way where a tile has many rows; else they are written as they are computed, and need no room:
  *    how a row is shared out, and so the order of its sums, does not depend on whether there is a Hessian.
@@ -20,17 +21,18 @@
  *    still a finite double.
  * e) In place: a row's target logit is read before the barrier that precedes the first result.
  */
-enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
+enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX };
 enum { LOGITS, LOG_PROBS, PROBS };
 
 #define IS_LOSS (TASK <= 1)
-#define HAS_LABELS (TARGET < 8)
+#define HAS_LABELS (TARGET == ANY ? job.target_type < FLOAT16 : TARGET < FLOAT16)
+#define GROUP_SIZE (GROUP ? GROUP : job.group)
 #define WARPS (THREADS / 32)
 #define ITEM ((int)sizeof(STORED))
 #define NEGATIVE_INFINITY (-(REAL)INFINITE)
-#define HESSIAN_IS_STAGED (HESSIAN && STAGES > 0 && GROUP <= 32)
+#define HESSIAN_IS_STAGED (HESSIAN && STAGED && GROUP <= 32)
 /* Of classes and vectors: a row in shared memory is short. */
-#if STAGES > 0
+#if STAGED
 typedef int INDEX;
 typedef u32 COUNT;
 #else
@@ -52,7 +54,7 @@ struct Control {
 
 struct Group {
     int lane, rank; /* of the thread in the group; of the block in the cluster */
-    int turn;
+    int turn, size;
     Control *control;
 };
 
@@ -65,21 +67,22 @@ template <First FIRST> DEVICE Pair combine(int i, Pair a, Pair b)
     return i == 0 && FIRST == WIDE ? add_wide(a, wide(b)) : a + b;
 }
 
-template <int WIDTH_OF_BUTTERFLY, int N, First FIRST> DEVICE void butterfly(Pair *x)
+template <int N, First FIRST> DEVICE void butterfly(Pair *x, int size)
 {
 #pragma unroll
-    for (int mask = WIDTH_OF_BUTTERFLY / 2; mask; mask /= 2)
+    for (int mask = 16; mask; mask /= 2)
+        if (mask < size)
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            const Pair other = {shuffle(x[i].high, mask), shuffle(x[i].low, mask)};
-            x[i] = combine<FIRST>(i, x[i], other);
-        }
+            for (int i = 0; i < N; i++) {
+                const Pair other = {shuffle(x[i].high, mask), shuffle(x[i].low, mask)};
+                x[i] = combine<FIRST>(i, x[i], other);
+            }
 }
 
 /* N numbers over the group; all threads get the same bits. */
 template <int N, First FIRST = SUM> DEVICE void reduce(Group &group, Pair *x)
 {
-    butterfly<(GROUP < 32 ? GROUP : 32), N, FIRST>(x);
+    butterfly<N, FIRST>(x, group.size);
 #if GROUP > 32
     enum { ENTRIES = CLUSTER * WARPS };
     Pair *const exchange = group.control->exchange[group.turn ^= 1];
@@ -103,7 +106,7 @@ template <int N, First FIRST = SUM> DEVICE void reduce(Group &group, Pair *x)
         x[i] = {i == 0 && FIRST == MAXIMUM ? NEGATIVE_INFINITY : 0, 0};
         for (int k = lane; k < ENTRIES; k += 32) x[i] = combine<FIRST>(i, x[i], exchange[i * ENTRIES + k]);
     }
-    butterfly<32, N, FIRST>(x);
+    butterfly<N, FIRST>(x, 32);
 #else
     __syncwarp();
 #endif
@@ -119,12 +122,12 @@ struct Place {
 };
 
 /* A thread has ITEMS classes at work: those of a vector, or one of each of as many rounds through the group. */
-#define STEP (WIDTH > 1 ? 1 : GROUP)
+#define STEP (WIDTH > 1 ? 1 : GROUP_SIZE)
 #define ROUNDS (ITEMS / WIDTH)
 
 template <class F> DEVICE void each_vector(const Place &place, const Group &group, F visit)
 {
-    for (INDEX j = group.lane; j < place.n; j += GROUP * ROUNDS) visit(j, place.base + j * WIDTH);
+    for (INDEX j = group.lane; j < place.n; j += group.size * ROUNDS) visit(j, place.base + j * WIDTH);
 }
 
 DEVICE bool is_class(const Job &job, INDEX c) { return (COUNT)c < (COUNT)job.n_classes; }
@@ -198,18 +201,18 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
     Target target = {
         at(job.target, outer, inner), 0, counts ? s : 0, !is_weight(s), (REAL)(1 - job.label_smoothing), 0};
     if (target.is_wrong && reports) report(job, BAD_WEIGHT, row, 0, s);
-#if HAS_LABELS
-    const i64 label = integer_at(target.t, job.target_type);
-    if (job.has_ignore_index && label == job.ignore_index) target.weight = 0;
-    else if ((u64)label < (u64)job.n_classes) target.label = (INDEX)label;
-    else {
-        if (reports) report(job, BAD_TARGET, row, bits_at(target.t, job.target_type), (double)label);
-        target.is_wrong = true;
-    }
+    if (HAS_LABELS) {
+        const i64 label = integer_at(target.t, job.target_type);
+        if (job.has_ignore_index && label == job.ignore_index) target.weight = 0;
+        else if ((u64)label < (u64)job.n_classes) target.label = (INDEX)label;
+        else {
+            if (reports) report(job, BAD_TARGET, row, bits_at(target.t, job.target_type), (double)label);
+            target.is_wrong = true;
+        }
 #if !SOFT
-    target.weight *= (double)class_weight(job, target.label);
+        target.weight *= (double)class_weight(job, target.label);
 #endif
-#endif
+    }
     return target;
 }
 #endif
@@ -218,11 +221,8 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
 /* The probability of class c, or what stands for it. */
 DEVICE REAL probability(const Job &job, const Target &target, INDEX c)
 {
-#if HAS_LABELS
-    return c == target.label ? 1 : 0;
-#else
-    return number_at<TARGET, REAL>(target.t + (i64)c * job.target.klass);
-#endif
+    if (HAS_LABELS) return c == target.label ? 1 : 0;
+    return floating_at<REAL>(target.t + (i64)c * job.target.klass, TARGET == ANY ? job.target_type : TARGET);
 }
 
 DEVICE REAL mass_of(const Job &job, const Target &target, INDEX c, REAL z)
@@ -243,27 +243,24 @@ DEVICE bool counts_without_mass(const Job &job)
 /* Note what is wrong with a probability, and whether another class than the ignored one has mass. */
 DEVICE void look_at(const Job &job, const Target &target, i64 row, INDEX c, bool reports, Pair &wrong, Pair &elsewhere)
 {
-#if !HAS_LABELS
+    if (HAS_LABELS) return;
     const REAL t = probability(job, target, c);
     if (!(t >= 0 && is_finite(t))) {
         wrong.high += 1;
         if (reports)
             report(job, BAD_TARGET, row * job.n_classes + c, 0,
-                number_at<TARGET, double>(target.t + (i64)c * job.target.klass));
+                floating_at<double>(target.t + (i64)c * job.target.klass, job.target_type));
     }
     if (c != job.ignore_index && t != 0) elsewhere.high += 1;
-#endif
 }
 
 /* What those notes, and a row without mass, mean for its weight. */
 DEVICE void weigh(const Job &job, Target &target, REAL mass, Pair wrong, Pair elsewhere)
 {
-#if !HAS_LABELS
     if (wrong.high > 0) target.is_wrong = true;
-    if (job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere.high == 0
+    if (!HAS_LABELS && job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere.high == 0
         && probability(job, target, (INDEX)job.ignore_index) > 0)
         target.weight = 0;
-#endif
     if (mass == 0 && !counts_without_mass(job)) target.weight = 0;
 }
 #endif
@@ -286,9 +283,9 @@ DEVICE void put_results(const Job &job, const Place &place, const Group &group, 
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
         for (int q = 0; q < ITEMS; q++) result(c + q * STEP, z[q], grad[q], hess[q]);
-        put<(STAGES > 0)>(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
+        put<STAGED>(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
 #if HESSIAN
-        put<HESSIAN_IS_STAGED>(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
+        if (job.hess.data) put<HESSIAN_IS_STAGED>(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
 #endif
     });
 }
@@ -371,8 +368,6 @@ DEVICE double compute_row(
 #elif TASK == 3
     put_results(job, place, group, outputs,
         [&](INDEX c, REAL z, REAL &grad, REAL &hess) { grad = shift(z, max) - softmax.log_sum; });
-    return 0;
-#elif TASK == 4
     return (double)log_sum_exp(softmax, total(sums[BELOW]) + sums[ONES].high);
 #elif !SOFT
     const REAL e_target = exponential(target_logit, max);
@@ -515,7 +510,7 @@ DEVICE double compute_row(
         const double u = (double)mass_of(job, target, c, x), p = fabs((double)x), limit = (double)NOT_A_NUMBER;
         if (u == 0 && !is_nan) return;
         grad = (REAL)(is_nan ? limit : INPUTS == 2 ? -(scale * u / p) : -(scale * u));
-        hess = (REAL)(is_nan ? limit : INPUTS == 2 ? scale * u / p / p : 0);
+        hess = (REAL)(is_nan ? limit : INPUTS == 2 && job.hess.data ? scale * u / p / p : 0);
     });
     return finish(job, target, is_nan ? (double)NOT_A_NUMBER : wide(sums[VALUE]));
 }
@@ -541,9 +536,7 @@ DEVICE double work_on_row(
 
 /* ---- tiles ---- */
 
-#if STAGES > 0
-enum { DEPTH = STAGES > 1 ? STAGES - 1 : 1 };
-
+#if STAGED
 /* Tile number t: rows from `inner` on, and the vectors of memory that hold what this block sees of them. */
 struct Tile {
     i64 outer, inner, first; /* first: bytes from the beginning of the rows to that of the window */
@@ -630,7 +623,7 @@ DEVICE Place place_in(const Job &job, const Tile &tile, char *stage, i64 row)
     place.n = (int)(smaller(end, tile.bytes) - aligned + 15) / 16;
 #endif
     place.step = ITEM;
-    place.hess = place.z + STAGES * job.stage_bytes;
+    place.hess = place.z + job.stages * job.stage_bytes;
     return place;
 }
 #endif
@@ -643,11 +636,11 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
 {
     SHARED_MEMORY(shared_memory);
     Control *const control = (Control *)shared_memory;
-    Group group = {(int)threadIdx.x % GROUP, 0, 0, control};
+    Group group = {(int)threadIdx.x % GROUP_SIZE, 0, 0, GROUP_SIZE, control};
 #if CLUSTER > 1
     group.rank = (int)cluster_rank();
 #endif
-    const int local = threadIdx.x / GROUP;
+    const int local = (int)threadIdx.x / GROUP_SIZE, at_once = THREADS / GROUP_SIZE;
     const double divisor = divisor_of(job), inverse = job.divisor ? 1 / divisor : job.scale;
     const bool counts = divisor > 0;
     const i64 per_outer = (job.n_inner + job.tile_rows - 1) / job.tile_rows, n_tiles = job.n_outer * per_outer;
@@ -655,11 +648,12 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
               last = smaller(first + job.tiles_per_block, n_tiles);
     double sum = 0;
 
-#if STAGES > 0
+#if STAGED
+    const int depth = job.stages > 1 ? job.stages - 1 : 1; /* tiles on their way */
     char *const stages = (char *)shared_memory + (sizeof(Control) + 127) / 128 * 128;
 #if BULK
     if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) barrier_init(&control->arrived[s]);
+        for (int s = 0; s < job.stages; s++) barrier_init(&control->arrived[s]);
         barrier_init_fence();
     }
 #endif
@@ -668,25 +662,26 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
 #else
     __syncthreads();
 #endif
-    const auto fetch_tile = [&](i64 t) {
-        const int s = (int)((t - first) % STAGES);
+    const auto fetch_tile = [&](i64 t, int s) {
         if (t < last) fetch(tile_of(job, t, group.rank), stages + s * job.stage_bytes, &control->arrived[s]);
 #if !BULK
         copy_async_commit();
 #endif
     };
-    for (i64 t = first; t < first + DEPTH; t++) fetch_tile(t);
+    for (int s = 0; s < depth; s++) fetch_tile(first + s, s);
+    u32 parity = 0;
+    int s = 0;
     for (i64 t = first; t < last; t++) {
-        const int s = (int)((t - first) % STAGES);
         char *const stage = stages + s * job.stage_bytes;
         const Tile tile = tile_of(job, t, group.rank);
 #if BULK
-        barrier_wait(&control->arrived[s], (u32)((t - first) / STAGES & 1));
+        barrier_wait(&control->arrived[s], parity);
 #else
-        copy_async_wait<DEPTH - 1>();
+        if (depth > 1) copy_async_wait<1>(); /* there are 3 stages at most */
+        else copy_async_wait<0>();
         __syncthreads();
 #endif
-        for (int i = 0; i < tile.rows; i += THREADS / GROUP) { /* as often for all, so that shuffles stay together */
+        for (int i = 0; i < tile.rows; i += at_once) { /* as often for all, so that shuffles stay together */
             const bool live = i + local < tile.rows;
             const i64 row = live ? i + local : tile.rows - 1;
             sum += work_on_row(
@@ -699,19 +694,19 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
         if (job.grad.data) {
             send(job, tile, job.grad, stage);
 #if HESSIAN_IS_STAGED
-            send(job, tile, job.hess, stage + STAGES * job.stage_bytes);
+            if (job.hess.data) send(job, tile, job.hess, stage + job.stages * job.stage_bytes);
 #endif
         }
-#if STAGES == 1
-        __syncthreads();
-#endif
+        if (job.stages == 1) __syncthreads();
 #if BULK
         if (threadIdx.x == 0) {
             bulk_commit();
-            bulk_wait_read<(STAGES > 1 ? 1 : 0)>();
+            if (job.stages > 1) bulk_wait_read<1>();
+            else bulk_wait_read<0>();
         }
 #endif
-        fetch_tile(t + DEPTH); /* to where the tile before this one was */
+        fetch_tile(t + depth, (s ? s : job.stages) - 1); /* to where the tile before this one was */
+        if (++s == job.stages) s = 0, parity ^= 1;
     }
 #if BULK
     if (threadIdx.x == 0) bulk_wait_all();
@@ -720,7 +715,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
     for (i64 t = first; t < last; t++) {
         const i64 outer = job.n_outer > 1 ? t / per_outer : 0, begin = (t - outer * per_outer) * job.tile_rows;
         const int rows_here = (int)smaller(job.tile_rows, job.n_inner - begin);
-        for (int i = 0; i < rows_here; i += THREADS / GROUP) {
+        for (int i = 0; i < rows_here; i += at_once) {
             const bool live = i + local < rows_here;
             const i64 inner = begin + (live ? i + local : rows_here - 1);
             const Place place = {at(job.logits, outer, inner), nullptr, job.logits.klass, 0, job.n_classes};

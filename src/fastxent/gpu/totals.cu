@@ -24,7 +24,7 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, dou
     double elsewhere = 0;
     const char *const row = at(job.target, outer, inner);
     for (i64 c = threadIdx.x % GROUP; c < job.n_classes; c += GROUP) {
-        const double t = number_at<TARGET, double>(row + c * job.target.klass);
+        const double t = floating_at<double>(row + c * job.target.klass, job.target_type);
         add(masses, job.class_weight ? (double)job.class_weight[c] * t : t);
         if (c != job.ignore_index && t != 0) elsewhere = 1;
     }
@@ -37,7 +37,7 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, dou
 #endif
     if (!live || threadIdx.x % GROUP) return 0;
     if (job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere == 0
-        && number_at<TARGET, double>(row + job.ignore_index * job.target.klass) > 0)
+        && floating_at<double>(row + job.ignore_index * job.target.klass, job.target_type) > 0)
         return 0;
     const double s = sample_weight_at(job, outer, inner);
     return is_weight(s) && sum >= 0 ? s * sum : 0;
