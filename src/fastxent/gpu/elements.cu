@@ -7,8 +7,8 @@
  * b) WIDTH 1: any strides.
  * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
  *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
- * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe: each is
- *    written by the thread that has read it.
+ * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe: each
+ *    is written by the thread that has read it.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
