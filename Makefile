@@ -23,7 +23,7 @@ imbalance: $(BUILT) $(call GROUP,demo)  ## plain, weighted, focal and smoothed t
 test: $(BUILT) $(call GROUP,test)  ## run the tests, doctests included
 	$(BIN)/python -m pytest
 
-test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep
+test-slow: $(BUILT) $(call GROUP,test)  ## the long accuracy sweep; every GPU plan, every GPU kernel through the compiler (10 minutes)
 	$(BIN)/python -m pytest -m slow
 
 # Those that are worth it, and take no more than a minute: not the proofs in 60 digits, nor what draws its own cases.
@@ -39,9 +39,6 @@ gpu-test: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on CuPy arrays, a
 
 gpu-emulated: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on the kernels of the GPU, emulated (a quarter of an hour)
 	$(BIN)/python -m pytest -m "emulated or not emulated" -k emulated tests/test_gpu_parity.py
-
-gpu-compile: $(BUILT) $(call GROUP,test)  ## every variant of the kernels of the GPU through the compiler (hours)
-	EVERYTHING=1 $(BIN)/python -m pytest -m slow tests/test_gpu_compile.py
 
 gpu-bench: $(BUILT) $(call GROUP,test)  ## the speed table on a GPU, beside the peers that can be imported
 	$(BIN)/python -m benchmarks.gpu

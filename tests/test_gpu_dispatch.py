@@ -176,6 +176,63 @@ def test_the_arrays_of_options_are_kept_for_each_device(cupy, arrays):
     assert "_on_gpu" not in vars(type(loss)(*loss.__reduce__()[1]))
 
 
+def test_all_that_a_captured_call_takes_is_kept(cupy, arrays):
+    """A graph writes there whenever it is launched."""
+    logits, target, weights = arrays["logits"], arrays["target"], cupy.asarray(np.arange(5))
+    balanced = fx.CrossEntropy(class_weight="balanced", ignore_index=1)
+    taken = []
+
+    def allocate(size):
+        memory = cupy.Allocation(size)
+        taken.append(weakref.ref(memory))
+        return memory
+
+    def alive_after_a_call():
+        taken.clear()
+        balanced.value_grad_hess(logits, target, weights)
+        gc.collect()
+        return [memory() is not None for memory in taken]
+
+    balanced.value_grad_hess(logits, target, weights)  # what is kept for a device is
+    with cupy.cuda.Stream() as stream, cupy.cuda.using_allocator(allocate):
+        assert not any(alive_after_a_call())
+        stream.begin_capture()
+        assert len(taken) > 10
+        assert all(alive_after_a_call())
+        stream.end_capture()
+        assert not any(alive_after_a_call())
+
+
+def test_options_are_on_the_gpu_before_a_capture(cupy, arrays):
+    loss = fx.CrossEntropy(class_weight=[1.0, 2.0, 3.0])
+    loss(**arrays)
+    with cupy.cuda.Stream() as stream:
+        stream.begin_capture()
+        assert message(RuntimeError, loss, **arrays) == (
+            "loss must be called once on this stream before calls are captured; "
+            "got CrossEntropy whose weights are not on the GPU yet"
+        )
+        stream.end_capture()
+        loss(**arrays)
+        stream.begin_capture()
+        loss(**arrays)
+        stream.end_capture()
+    *_, weights = loss._on_gpu.values()
+    assert any(kept is weights for kept in gpu_run()._kept)  # should the loss forget them, the graph does not
+
+
+def test_nobody_waits_while_calls_are_captured(cupy, arrays, monkeypatch):
+    import fastxent.gpu
+
+    fx.CrossEntropy()(arrays["logits"], cupy.asarray(np.array([0, 12, 0, 0, 0])))
+    monkeypatch.setattr(sys.modules[type(gpu_run()).__module__], "CHECK", True)
+    with cupy.cuda.Stream() as stream:
+        stream.begin_capture()
+        fx.CrossEntropy()(**arrays)  # the stand-in raises where it would have to wait
+        stream.end_capture()
+    assert message(ValueError, fastxent.gpu.check) == "target must be in [0, 3); got 12 at index 1" + LATE
+
+
 def test_the_device_of_the_logits_is_used_and_left(cupy):
     cupy.cuda.Device.current = 1
     x = cupy.asarray(np.ones((2, 3)))
@@ -409,6 +466,18 @@ def bad_calls(cupy):
         (np.zeros((6, 4)).T, binary),
         "target must be in [0, 1] or equal to ignore_index; got 2.0 at index (2, 1)",
     )
+    small = labels[2] % 3
+    yield fx.CrossEntropy(), (np.zeros((5, 3)), small, np.array([1, 0, -2, 1, -3])), weight_rule[:-13] + "-2 at index 2"
+    far = np.array([0, 2**63 + 5, 7], np.uint64)
+    yield fx.CrossEntropy(), (np.zeros((3, 3)), far), in_range + "; got 9223372036854775813 at index 1"
+    far_in_binary = "target must be in [0, 1]; got 9223372036854775813 at index 1"
+    yield fx.BinaryCrossEntropy(), (np.zeros(3), far), far_in_binary
+    large = np.array([[1.0, 0, 0], [0, 0, 1e300]])
+    yield (
+        fx.FocalLoss(),
+        (np.zeros((2, 3), np.float32), large),
+        "target must be finite in float32; got 1e+300 at index (1, 2)",
+    )
     many = np.full(2, 1e308)
     yield fx.CrossEntropy(), (z[0, :, :2].T, labels[0, :2], many), "sample_weight must have a finite sum; got inf"
 
@@ -445,6 +514,33 @@ def test_a_call_long_forgotten_is_still_an_error(cupy, arrays):
     fx.CrossEntropy()(arrays["logits"], cupy.asarray(np.array([0, 12, 0, 0, 0])))
     gpu_run()._calls.clear()
     assert message(ValueError, fx.softmax, arrays["logits"]) == "target must be valid; got 12" + LATE
+
+
+def test_a_call_of_more_jobs_than_calls_are_remembered_keeps_its_text(cupy, monkeypatch):
+    monkeypatch.setattr(sys.modules[type(gpu_run()).__module__], "MOST_CALLS", 5)
+    logits = cupy.asarray(np.zeros((4, 6, 8, 10, 3)))[::2, ::2, ::2, ::2]  # axes that cannot be merged
+    for place in ((0, 0, 1, 2), (1, 2, 3, 4)):
+        labels = np.zeros((2, 3, 4, 5), int)
+        labels[place] = 7
+        fx.CrossEntropy()(logits, cupy.asarray(labels))
+        assert message(ValueError, fx.softmax, logits) == f"target must be in [0, 3); got 7 at index {place}" + LATE
+
+
+def test_calls_are_remembered_before_they_are_launched(cupy, arrays, monkeypatch):
+    """Else another thread could find a flaw of a call that nobody knows yet, or come between it and its number."""
+    engine = sys.modules["fastxent.gpu.engine"]
+    evaluate = engine.evaluate
+
+    def after_another(jobs, **named):
+        if jobs[0].task == "cross_entropy":
+            assert named["first"] in gpu_run()._calls
+            fx.softmax(arrays["logits"])
+        return evaluate(jobs, **named)
+
+    monkeypatch.setattr(engine, "evaluate", after_another)
+    fx.CrossEntropy()(arrays["logits"], cupy.asarray(np.array([0, 12, 0, 0, 0])))
+    expected = "target must be in [0, 3); got 12 at index 1" + LATE
+    assert message(ValueError, fx.softmax, arrays["logits"]) == expected
 
 
 def test_only_so_many_calls_are_remembered_and_none_of_their_arrays(cupy, arrays, monkeypatch):

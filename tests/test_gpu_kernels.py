@@ -3,6 +3,8 @@
 Every result comes with guard bytes around it, into poisoned memory; shared memory begins as poison, too.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from arrays import (
@@ -126,7 +128,7 @@ def test_rows_too_long_for_shared_memory():
     rng = np.random.default_rng(0)
     logits = nasty_logits(rng, 2, 30000, np.float32)
     with losses.gpu(86):
-        assert plan_of(logits, 86)["STAGES"] == 0
+        assert plan_of(logits, 86)["STAGED"] == 0
         assert_like_reference("CrossEntropy", {}, logits, np.array([3, 29999]), n_derivatives=1, in_place=True)
 
 
@@ -265,9 +267,12 @@ def test_accuracy_is_that_of_the_contract(dtype, n_classes):
                 assert error_in_eps(grad[i, c], want, dtype) <= BASE + far
 
 
-@pytest.mark.parametrize("n_classes", [4, 50, 1502])
+@pytest.mark.parametrize(
+    ("name", "n_classes"), [*itertools.product(("CrossEntropy", "FocalLoss"), (4, 50, 1502, 20001))]
+)
 @pytest.mark.parametrize("soft", [False, True])
-def test_infinities_and_nan(n_classes, soft):
+def test_infinities_and_nan(name, n_classes, soft):
+    """The rows of the table of DESIGN 2.3."""
     rng = np.random.default_rng(6)
     rows = np.tile(random_logits(rng, (1, n_classes), np.float32), (9, 1))
     inf = np.inf
@@ -276,20 +281,47 @@ def test_infinities_and_nan(n_classes, soft):
     target = np.full(9, 2)
     target[8] = 0
     given = one_hot(target, n_classes, np.float32) if soft else target
-    exact = reference.CrossEntropy(reduction="none").value_grad_hess(rows.astype(np.float64), target)
-    results = losses.evaluate("CrossEntropy", {"reduction": "none"}, rows, given)
+    exact = getattr(reference, name)(reduction="none").value_grad_hess(rows.astype(np.float64), target)
+    results = losses.evaluate(name, {"reduction": "none"}, rows, given)
     for result, want in zip(results, exact, strict=True):
         np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-30)
 
 
-def test_rows_of_no_weight_are_never_looked_at():
-    logits = np.full((4, 6), np.nan, np.float32)
-    logits[3] = 1
-    options = {"ignore_index": 5, "class_weight": [1, 0, 1, 1, 1, 1]}
-    value, grad, hess = losses.evaluate("CrossEntropy", options, logits, np.array([5, 1, 2, 3]), [1.0, 1, 0, 1])
-    assert value == pytest.approx(np.log(6))
-    assert not grad[:3].any()
-    assert not hess[:3].any()
+@pytest.mark.parametrize("name", ["CrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("n_classes", [6, 300, 1502, 20001])
+def test_rows_of_no_weight_are_never_looked_at(name, soft, n_classes):
+    """By index or sample weight, whatever their logits are, and whatever the rows beside them are."""
+    logits = np.full((5, n_classes), np.nan, np.float32)
+    logits[1], logits[3] = np.inf, 1
+    class_weight = np.ones(n_classes)
+    class_weight[1] = 0
+    labels, weights = np.array([5, 1, 2, 3, 4]), [1.0, 1, 0, 1, 0]
+    target = one_hot(labels, n_classes, np.float32) if soft else labels
+    exact = np.log(n_classes) * (1 if name == "CrossEntropy" else (1 - 1 / n_classes) ** 2)
+    for reduction in ("mean", "none"):
+        options = {"ignore_index": 5, "class_weight": class_weight, "reduction": reduction}
+        value, grad, hess = losses.evaluate(name, options, logits, target, weights)
+        expected = exact if reduction == "mean" else np.array([0, 0, 0, exact, 0])
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        for derivative in (grad, hess):
+            assert not derivative[[0, 1, 2, 4]].any()
+            assert np.isfinite(derivative[3]).all()
+            assert derivative[3].any()
+
+
+@pytest.mark.parametrize("name", ["BinaryCrossEntropy", "BinaryFocalLoss"])
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_elements_of_no_weight_are_never_looked_at(name, kind):
+    logits = np.array([np.nan, np.inf, -np.inf, 0, np.nan, np.nan], np.float32)
+    target, weights = np.array([1, 1, 1, 0, 0, 0], kind), [1.0, 1, 1, 1, 0, 0]
+    for reduction in ("mean", "none"):
+        options = {"ignore_index": 1, "reduction": reduction}
+        value, grad, hess = losses.evaluate(name, options, logits, target, weights)
+        exact = np.log(2) / (1 if name == "BinaryCrossEntropy" else 4)
+        np.testing.assert_allclose(value, exact if reduction == "mean" else [0, 0, 0, exact, 0, 0], rtol=1e-6)
+        for derivative in (grad, hess):
+            np.testing.assert_array_equal(derivative != 0, [False, False, False, True, False, False])
 
 
 def test_nothing_counted_is_0():
@@ -470,7 +502,69 @@ def test_activations(name, n_classes, dtype):
     assert_within(out.array, exact, e * bound + (FLUSHED if dtype == np.float32 else 1e-307), name)
 
 
+# ---- beyond float32 ----
+
+FAR = np.float32(3e38)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("kind", ["smoothed", "probabilities"])
+@pytest.mark.parametrize("n_classes", [3, 40, 1000, 3000, 20001])
+def test_distances_beyond_float32(name, kind, n_classes):
+    """The largest logit and the smallest are farther apart than float32 can say; the loss is a finite double."""
+    logits = np.zeros((5, n_classes), np.float32)
+    logits[1:4, 0], logits[1:4, -1] = FAR, -FAR  # rows beside them share their warps
+    target, options = np.zeros(5, np.int64), {"reduction": "sum"}
+    if kind == "smoothed":
+        options["label_smoothing"] = 0.1
+        mass = np.full(n_classes, 0.1 / n_classes)
+        mass[0] += 0.9
+    else:
+        mass = np.zeros(n_classes)
+        mass[[0, 1, -1]] = 0.5, 0.25, 0.25
+        target = np.tile(mass, (5, 1)).astype(np.float32)
+    value, grad, hess = losses.evaluate(name, options, logits, target)
+    exact = 3 * mass @ (float(FAR) - logits[1].astype(float))
+    assert value == pytest.approx(exact, rel=8 * float(np.finfo(np.float32).eps))
+    assert np.isfinite(grad).all()
+    assert np.isfinite(hess).all()
+    # A class that is masked, and yet has mass, is infinitely far.
+    logits[1, -1] = -np.inf
+    assert losses.evaluate(name, {"reduction": "sum"}, logits, np.tile(mass, (5, 1)), n_derivatives=0)[0] == np.inf
+
+
+def test_losses_of_plain_rows_beyond_float32():
+    logits, target = np.full((2, 40), -FAR), np.full((2, 40), 3, np.float32)
+    value = losses.evaluate("CrossEntropy", {"inputs": "log_probs", "reduction": "sum"}, logits, target)[0]
+    assert value == pytest.approx(240 * float(FAR), rel=1e-6)
+
+
 # ---- the same bits ----
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("is_soft", [False, True], ids=["index", "probabilities"])
+@pytest.mark.parametrize(
+    ("n_classes", "dtype"),
+    [(3, np.float64), (100, np.float32), (3000, np.float64), (9001, np.float32), (20001, np.float32)],
+)
+def test_what_else_is_wanted_does_not_change_a_bit(name, is_soft, n_classes, dtype):
+    """Nor where it is put: arrays whose rows lie otherwise are filled from the same computation."""
+    rng = np.random.default_rng(n_classes)
+    logits = nasty_logits(rng, 5, n_classes, dtype)
+    target = random_probabilities(rng, logits.shape, dtype) if is_soft else rng.integers(0, n_classes, 5)
+    expected = losses.evaluate(name, {}, logits, target)
+    for n_derivatives in (0, 1):
+        results = losses.evaluate(name, {}, logits, target, n_derivatives=n_derivatives)
+        assert_same_bits(results[1:], expected[1 : 1 + n_derivatives])
+        assert results[0] == expected[0]
+    for layout in ("F", "strided", "reversed", "offset"):
+        grad, hess = (losses.Output(LAYOUTS[layout](np.zeros_like(logits))) for _ in range(2))
+        jobs = losses.jobs_of(name, {}, logits, target, grad=grad.array, hess=hess.array)
+        assert float(engine.evaluate(jobs, reduction="mean")) == expected[0]
+        assert_same_bits((grad.array, hess.array), expected[1:])
+        grad.check()
+        hess.check()
 
 
 def test_partial_sums_do_not_depend_on_the_weights_of_others():

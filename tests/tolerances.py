@@ -43,7 +43,9 @@ def eps(dtype):
 def subnormal_slack(dtype):
     """Below the normal numbers a result may lose bits (DESIGN 2.5), never its order of magnitude."""
     info = np.finfo(dtype)
-    return 2 * (info.tiny if flushes_float32 and info.bits == 32 else info.smallest_subnormal)
+    if flushes_float32:  # the GPU's exp and log1p may both be one unit off their rounded results, here one of these
+        return 2 * info.tiny if info.bits == 32 else 4 * info.smallest_subnormal
+    return 2 * info.smallest_subnormal
 
 
 def assert_same_bits(actual, expected):

@@ -25,7 +25,7 @@ CHECKS = (
     Check("lint", "style of Python and Cython"),
     Check("types", "types of the sources"),
     Check("test", "the tests, doctests included"),
-    Check("test-slow", "accuracy against mpmath"),
+    Check("test-slow", "accuracy against mpmath; all plans and kernels of the GPU"),
     Check("exhaustive", "exp and log1p of every float32"),
     Check("fuzz", "random calls beside the reference"),
     Check("sanitize", "addresses and undefined behaviour"),

@@ -446,6 +446,11 @@ def target_rule(dtype: np.dtype[Any], k: int | None, ignore_index: int | None) -
     return rule if ignore_index is None else f"{rule} or equal to ignore_index"
 
 
+def finite_in(dtype: np.dtype[Any]) -> str:
+    """What probabilities must be, too, with logits of this dtype."""
+    return f"be finite in {arithmetic(dtype)}"
+
+
 def explain_sample_weight(weights: Any) -> NoReturn:
     """The first sample weight that is negative or not finite."""
     array = np.asarray(weights)
@@ -463,7 +468,7 @@ def explain_target(targets: Array, k: int | None, ignore_index: int | None, dtyp
         good = np.isfinite(wide) & (wide >= 0)
         if good.all():
             with np.errstate(over="ignore"):
-                good, rule = np.isfinite(targets.astype(arithmetic(dtype))), f"be finite in {arithmetic(dtype)}"
+                good, rule = np.isfinite(targets.astype(arithmetic(dtype))), finite_in(dtype)
     else:
         good = (wide >= 0) & (wide <= 1 if k is None else wide < k)
         if ignore_index is not None:

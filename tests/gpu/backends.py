@@ -18,6 +18,7 @@ import fastxent as fx
 from fastxent._base import Loss
 
 NAMES = ("stand_in", "emulated", "gpu")
+ARRAYS = ("logits", "target", "sample_weight", "x")
 
 
 def unusable(name):
@@ -131,7 +132,9 @@ def through(cupy, function):
         memory, sent, outputs = Memory(cupy), [], []
 
         def on_gpu(name, value):
-            if not isinstance(value, list | np.ndarray) or np.asarray(value).dtype.kind not in "biufcV":
+            # A number stands for what an element of an array is on the GPU: an array without axes.
+            is_array = isinstance(value, list | np.ndarray) or (name in ARRAYS and np.isscalar(value))
+            if not is_array or np.asarray(value).dtype.kind not in "biufcV":
                 return value
             host = np.asarray(value)
             # An empty list says nothing about its dtype, an array does.

@@ -4,6 +4,7 @@ Only what fastxent uses, with CuPy's refusals: an array is no NumPy array and do
 silent copy is an error here as it is there. Kernels are compiled and run by the emulator of tests/gpu/emulator.
 """
 
+import contextlib
 import operator
 import sys
 import types
@@ -13,6 +14,13 @@ import numpy as np
 __version__ = "0 (stand-in)"
 # What would make the CPU wait for a GPU is counted, so that tests can say that nothing did.
 synchronised = []
+
+
+def wait(what):
+    """Note that the CPU waits; it must not while the current stream is capturing."""
+    if Stream.current.capturing:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+    synchronised.append(what)
 
 
 class Device:
@@ -35,23 +43,67 @@ class Device:
         return self.id
 
     def synchronize(self):
-        synchronised.append("device")
+        wait("device")
 
     compute_capability = "90"
     attributes = {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": 232448}  # noqa: RUF012 - as CuPy's
 
 
 class Stream:
-    ptr = 0
+    """A stream that knows whether it is capturing; what it is given runs at once all the same."""
+
     device_id = -1  # as of CuPy's default stream
+    capturing = False
+
+    def __init__(self, ptr=0x5000):
+        self.ptr = ptr
+
+    def __enter__(self):
+        self.before, Stream.current = Stream.current, self
+        return self
+
+    def __exit__(self, *_):
+        Stream.current = self.before
+
+    def begin_capture(self):
+        self.capturing = True
+
+    def end_capture(self):
+        self.capturing = False
+
+    def is_capturing(self):
+        assert self.ptr > 1, "asked of the default stream, which is an error while another one is capturing"
+        return self.capturing
 
     def synchronize(self):
-        synchronised.append("stream")
+        wait("stream")
+
+
+Stream.current = Stream(0)
 
 
 class _Memory:
     def __init__(self, ptr):
         self.ptr = ptr
+
+
+class Allocation:
+    """What an allocator returns: as long as it lives, the memory is nobody else's."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+_allocators = [Allocation]
+
+
+@contextlib.contextmanager
+def using_allocator(allocator):
+    _allocators.append(allocator)
+    try:
+        yield
+    finally:
+        _allocators.pop()
 
 
 class _Flags:
@@ -81,13 +133,17 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
         assert memptr is None
         assert strides is None
-        self._host, self._device = np.full(shape, 0x5A, np.dtype(dtype), order), Device.current
+        self._hold(np.full(shape, 0x5A, np.dtype(dtype), order), Device.current)
         self._host.view(np.uint8).fill(0xFB) if self._host.flags.c_contiguous and self._host.ndim else None
+
+    def _hold(self, array, device):
+        self._host, self._device = array, device
+        self._memory = _allocators[-1](array.nbytes) if array.base is None else None
 
     @classmethod
     def _of(cls, array, device=None):
         new = cls.__new__(cls)
-        new._host, new._device = np.asarray(array), Device.current if device is None else device
+        new._hold(np.asarray(array), Device.current if device is None else device)
         return new
 
     @property
@@ -117,7 +173,7 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     def _waiting(name):  # noqa: N805 - makes a method
         def method(self, *arguments):
-            synchronised.append(name)
+            wait(name)
             return getattr(self._host, name)(*arguments)
 
         return method
@@ -127,7 +183,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     )
 
     def get(self):
-        synchronised.append("get")
+        wait("get")
         return self._host.copy(order="K")
 
     def __getattr__(self, name):
@@ -250,7 +306,8 @@ class RawModule:
 
 cuda = types.ModuleType("cupy.cuda")
 cuda.Device, cuda.Stream, cuda.alloc_pinned_memory = Device, Stream, alloc_pinned_memory
-cuda.get_current_stream = lambda device_id=None: Stream()
+cuda.get_current_stream = lambda device_id=None: Stream.current
+cuda.using_allocator, cuda.get_allocator = using_allocator, lambda: _allocators[-1]
 float16, float32, float64, int32, int64, uint8 = (np.dtype(t).type for t in ("f2", "f4", "f8", "i4", "i8", "u1"))
 
 

@@ -37,7 +37,9 @@ class Job:
             return
         target = target.reshape(*target.shape, *[1] * (3 - target.ndim))
         ignored, k = self.options.get("ignore_index"), self.arrays["logits"].shape[-1]
-        most = 1 if self.task.startswith("binary") else k - 1 if target.dtype.kind in "biu" else np.inf
+        real = np.float64 if self.arrays["logits"].dtype == np.float64 else np.float32
+        largest = float(np.finfo(real).max)
+        most = 1 if self.task.startswith("binary") else k - 1 if target.dtype.kind in "biu" else largest
 
         def is_good(t):
             good = (t >= 0) & (t <= most)
@@ -68,8 +70,13 @@ class Job:
         return self.bound(target=target, sample_weight=weights), is_bad
 
 
-def evaluate(jobs, *, reduction=None):
-    first, _state.call = _state.call + 1, _state.call + len(jobs)  # a number for each job
+def numbers(n):
+    first, _state.call = _state.call + 1, _state.call + n  # a number for each job
+    return first
+
+
+def evaluate(jobs, *, reduction=None, first=None):
+    first = numbers(len(jobs)) if first is None else first
     if jobs[0].arrays["target"] is None:
         for job in jobs:
             job.bound().compute(1.0)

@@ -35,8 +35,9 @@ def check() -> None:
     """Wait for the current device, and raise what was wrong in the calls up to here.
 
     A bad label, probability or weight in a CuPy array is seen by the GPU only after the call has returned: the value of
-    that row is NaN, its gradient 0, and the error is raised by the next call or by this function, whichever comes first.
-    With ``FASTXENT_GPU_CHECK=1`` in the environment (read once) every call waits and raises by itself.
+    that row is NaN, its gradient 0, and the error is raised by the first call after the GPU has come to it or by this
+    function, whichever comes first. With ``FASTXENT_GPU_CHECK=1`` in the environment (read once) every call waits and
+    raises by itself, unless it is captured in a graph.
 
     Raises
     ------

@@ -49,7 +49,7 @@ DEVICE Results binary_of(const Logit &x, Masses masses, REAL scale)
     const REAL sum = masses.positive + masses.negative, against = x.sign < 0 ? masses.positive : masses.negative;
     const REAL sum_e = sum * x.e;
     Results results;
-    results.value = times(against, x.distance) + sum * x.log_sum;
+    results.value = multiply_add(sum, x.log_sum, times(against, x.distance));
     results.grad = x.sign * scale * multiply_add(-sum_e, x.inverse, against);
     results.hess = scale * (sum_e * x.inverse * x.inverse);
     return results;
@@ -106,10 +106,11 @@ DEVICE Results binary_focal_of(const Logit &x, Masses masses, double exact_gamma
     else if (is_sure) power = power_of_log(-(times(with, x.distance) + x.log_sum), exact_gamma);
     else power = power_of_fraction(r, gamma);
     const REAL rho_value = times(rho, value);
-    const REAL curvature = rho_value * ((gamma - 1) * rho - (x.inverse - small)) + 2 * rho * gradient;
+    const REAL curvature =
+        multiply_add(rho_value, multiply_add(gamma - 1, rho, -(x.inverse - small)), 2 * rho * gradient);
     Results results;
     results.value = value == (REAL)INFINITE ? value : alpha * power * value; /* also where the power underflows */
     results.grad = x.sign * scale * (alpha * power * multiply_add(gamma, rho_value, gradient));
-    results.hess = scale * (alpha * power * (gamma * curvature + small * x.inverse));
+    results.hess = scale * (alpha * power * multiply_add(gamma, curvature, small * x.inverse));
     return results;
 }

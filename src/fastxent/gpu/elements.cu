@@ -5,11 +5,16 @@
  *    from the aligned address at or before the first; the two at the ends may be cut. Other arrays follow as they are
  *    aligned.
  * b) WIDTH 1: any strides.
- * c) A block has a fixed run of elements, and leaves one sum.
+ * c) A block has a fixed run of elements, and leaves one sum. Which of them a thread has, and in which order it adds
+ *    them up, depends on the place of the logits alone: b) takes one by one what a) takes as vectors.
+ * d) A thread has two vectors under way: one is loaded while the one before is worked on. In place that is safe: each
+ *    is written by the thread that has read it.
  */
 enum { BINARY_CROSS_ENTROPY = 5, BINARY_FOCAL, SIGMOID, LOG_SIGMOID };
 #define IS_LOSS (TASK <= 6)
+#define HAS_LABELS (TARGET == ANY ? job.target_type < FLOAT16 : TARGET < FLOAT16)
 #define ITEM ((int)sizeof(STORED))
+#define RUN (16 / ITEM)
 
 /* WIDTH neighbours at once, if they lie so that this is possible. */
 template <class T> struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Run {
@@ -45,6 +50,22 @@ DEVICE char *place_of(const Array &array, const Position &i)
 { return at(array, i.outer, i.inner) + i.klass * array.klass; }
 
 #if IS_LOSS
+/* A target; where only the job knows its type, its place. Integers are unsigned until they are neither 0 nor 1. */
+#if TARGET == 12
+typedef const char *Read;
+typedef double Exact;
+DEVICE i64 integer_of(const Job &job, Read target) { return integer_at(target, job.target_type); }
+DEVICE i64 bits_of(const Job &job, Read target) { return bits_at(target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return floating_at<double>(target, job.target_type); }
+#else
+typedef Stored<TARGET>::type Read;
+typedef Stored<(TARGET == FLOAT64 ? FLOAT64 : FLOAT32)>::type Exact;
+DEVICE i64 integer_of(const Job &job, Read target)
+{ return target <= 1 ? (i64)target : integer_at((const char *)&target, job.target_type); }
+DEVICE i64 bits_of(const Job &job, Read target) { return bits_at((const char *)&target, job.target_type); }
+DEVICE Exact exact_of(const Job &job, Read target) { return number_of<TARGET, Exact>(target); }
+#endif
+
 struct Options {
     REAL one_minus_eps, half_eps, scale; /* of an element of weight 1 */
     double inverse, gamma;               /* of the divisor; of the focal loss */
@@ -62,27 +83,26 @@ DEVICE double wide_loss(double eps, double z, double t, double pos_weight)
 }
 
 /* The results of one element; returns its loss with its weight. */
-DEVICE double compute(
-    const Job &job, const Options &options, const Position &i, REAL z, Stored<TARGET>::type stored, Results &results)
+DEVICE double compute(const Job &job, const Options &options, const Position &i, REAL z, Read target, Results &results)
 {
     const double s = job.sample_weight.data ? double_at(place_of(job.sample_weight, i), job.sample_weight_type) : 1;
-    bool is_wrong = !is_weight(s), is_ignored = false, is_bad_target;
+    bool is_wrong = !is_weight(s), is_ignored, is_bad_target;
     if (is_wrong) report(job, BAD_WEIGHT, i.number, 0, s);
-#if TARGET < 8
-    const i64 integer = integer_at((const char *)&stored, TARGET);
-    is_ignored = job.has_ignore_index && integer == job.ignore_index;
-    is_bad_target = (u64)integer > 1;
-    const REAL t = (REAL)(integer & 1);
-#else
-    const i64 integer = 0;
-    const REAL t = number_of<TARGET, REAL>(stored);
-    /* Compared as it is: rounded to REAL it might become what is allowed. */
-    const auto exact = number_of<TARGET, typename Stored<(TARGET == 11 ? 11 : 10)>::type>(stored);
-    if (job.has_ignore_index) is_ignored = (double)exact == (double)job.ignore_index;
-    is_bad_target = !(exact >= 0 && exact <= 1);
-#endif
+    Exact exact = 0; /* compared as it is: rounded to REAL it might become what is allowed */
+    REAL t;
+    if (HAS_LABELS) {
+        const i64 integer = integer_of(job, target);
+        t = (REAL)(integer & 1);
+        is_ignored = job.has_ignore_index && integer == job.ignore_index;
+        is_bad_target = (u64)integer > 1;
+    } else {
+        exact = exact_of(job, target);
+        t = (REAL)exact;
+        is_ignored = job.has_ignore_index && (double)exact == (double)job.ignore_index;
+        is_bad_target = !(exact >= 0 && exact <= 1);
+    }
     if (is_bad_target && !is_ignored) {
-        report(job, BAD_TARGET, i.number, integer, number_of<TARGET, double>(stored));
+        report(job, BAD_TARGET, i.number, HAS_LABELS ? bits_of(job, target) : 0, (double)exact);
         is_wrong = true;
     }
     const REAL scale = job.sample_weight.data ? scale_of(job, s, options.inverse) : options.scale;
@@ -90,8 +110,9 @@ DEVICE double compute(
     Masses masses = masses_of(t, options.one_minus_eps, options.half_eps);
     REAL counted = 1;
 #if TASK == 6
-    const REAL alpha =
-        job.alpha < 0 ? (REAL)1 : (REAL)job.alpha * masses.positive + (REAL)(1 - job.alpha) * masses.negative;
+    const REAL alpha = job.alpha < 0
+        ? (REAL)1
+        : multiply_add((REAL)job.alpha, masses.positive, (REAL)(1 - job.alpha) * masses.negative);
     counted = alpha;
     results = binary_focal_of(logit_of(z), masses, options.gamma, alpha, scale);
     double value = (double)results.value;
@@ -118,6 +139,9 @@ DEVICE double compute(
 #endif
 
 DEVICE bool is_element(i64 number, i64 count) { return (u64)number < (u64)count; }
+/* Of WIDTH elements from `number` on: is there any, are there all? */
+DEVICE bool is_vector(i64 number, i64 count) { return number < count && number + WIDTH > 0; }
+DEVICE bool is_whole(i64 number, i64 count) { return number >= 0 && number + WIDTH <= count; }
 
 DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool whole, const STORED *item)
 {
@@ -132,13 +156,50 @@ DEVICE void put_vector(const Array &array, const Position &i, i64 count, bool wh
             if (is_element(i.number + q, count)) *(STORED *)(to + q * array.klass) = item[q];
 }
 
+/* What a thread reads of WIDTH neighbours; 0, or an address that nobody reads, beyond either end. */
+struct Vector {
+    STORED z[WIDTH];
+#if IS_LOSS
+    Run<Read> t;
+#endif
+};
+
+DEVICE Vector load_vector(const Job &job, i64 number, i64 count)
+{
+    Vector vector = {};
+    if (!is_vector(number, count)) return vector;
+    const bool whole = is_whole(number, count);
+    const Position i = position_of(job, number);
+    const char *const from = place_of(job.logits, i);
+    if (WIDTH > 1 && whole) {
+        const Vector16 v = load_streaming(from);
+        memcpy(vector.z, &v, sizeof vector.z < sizeof v ? sizeof vector.z : sizeof v);
+    } else
+        for (int q = 0; q < WIDTH; q++)
+            if (is_element(number + q, count)) vector.z[q] = *(const STORED *)(from + q * job.logits.klass);
+#if IS_LOSS
+    const char *const targets = place_of(job.target, i);
+#if TARGET == 12
+#pragma unroll
+    for (int q = 0; q < WIDTH; q++) vector.t.item[q] = targets + q * job.target.klass;
+#else
+    if (whole) vector.t = load_run<Read>(targets, job.target.klass);
+    else
+        for (int q = 0; q < WIDTH; q++)
+            if (is_element(number + q, count)) vector.t.item[q] = *(const Read *)(targets + q * job.target.klass);
+#endif
+#endif
+    return vector;
+}
+
 KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job job)
 {
     SHARED_MEMORY(shared_memory);
-    enum { VECTORS = 4 }; /* of every thread */
+    enum { RUNS = 4 }; /* of every thread */
     const i64 count = job.n_outer * job.n_inner * job.n_classes;
-    const i64 lead = WIDTH > 1 ? ((u64)job.logits.data & 15) / ITEM : 0;
-    const i64 begin = (i64)blockIdx.x * (THREADS * VECTORS) + threadIdx.x;
+    const i64 lead = ((u64)job.logits.data & 15) / ITEM;
+    const i64 begin = (i64)blockIdx.x * (THREADS * RUNS) + threadIdx.x;
+    const auto number_of = [&](int k) { return (begin + k / RUN * THREADS) * RUN + k % RUN - lead; };
     double sum = 0;
 #if IS_LOSS
     const double divisor = divisor_of(job);
@@ -146,32 +207,19 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
     const Options options = {(REAL)(1 - job.label_smoothing), (REAL)(job.label_smoothing / 2),
         scale_of(job, 1, inverse), inverse, usable_gamma(job.gamma), divisor > 0};
 #endif
+    Vector next = load_vector(job, number_of(0), count);
 #pragma unroll 1
-    for (int k = 0; k < VECTORS; k++) {
-        const i64 number = (begin + k * THREADS) * WIDTH - lead;
-        if (number >= count || number + WIDTH <= 0) continue;
-        const bool whole = number >= 0 && number + WIDTH <= count;
+    for (int k = 0; k < RUNS * RUN; k += WIDTH) {
+        const i64 number = number_of(k);
+        const Vector vector = next;
+        if (k + WIDTH < RUNS * RUN) next = load_vector(job, number_of(k + WIDTH), count);
+        if (!is_vector(number, count)) continue;
+        const bool whole = is_whole(number, count);
         const Position i = position_of(job, number);
-        STORED z[WIDTH] = {}, grad[WIDTH], hess[WIDTH], loss[WIDTH];
-        const char *from = place_of(job.logits, i);
-        if (WIDTH > 1 && whole) {
-            const Vector16 v = load_streaming(from);
-            memcpy(z, &v, WIDTH * sizeof(STORED) < sizeof v ? WIDTH * sizeof(STORED) : sizeof v);
-        } else
-            for (int q = 0; q < WIDTH; q++)
-                if (is_element(number + q, count)) z[q] = *(const STORED *)(from + q * job.logits.klass);
-#if IS_LOSS
-        typedef Stored<TARGET>::type T;
-        const char *const targets = place_of(job.target, i);
-        Run<T> t = {};
-        if (whole) t = load_run<T>(targets, job.target.klass);
-        else
-            for (int q = 0; q < WIDTH; q++)
-                if (is_element(number + q, count)) t.item[q] = *(const T *)(targets + q * job.target.klass);
-#endif
+        STORED grad[WIDTH], hess[WIDTH], loss[WIDTH];
 #pragma unroll
         for (int q = 0; q < WIDTH; q++) {
-            const REAL x = real_of(z[q]);
+            const REAL x = real_of(vector.z[q]);
 #if TASK == 7
             grad[q] = stored_of(sigmoid_of(x));
 #elif TASK == 8
@@ -180,7 +228,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) elements(const __grid_constant__ Job j
             if (!whole && !is_element(number + q, count)) continue;
             Results results;
             const Position here = {i.outer, i.inner, i.klass + q, number + q};
-            const double value = compute(job, options, here, x, t.item[q], results);
+            const double value = compute(job, options, here, x, vector.t.item[q], results);
             sum += value;
             grad[q] = stored_of(results.grad), hess[q] = stored_of(results.hess), loss[q] = stored_of((REAL)value);
 #endif

@@ -8,12 +8,14 @@ b) A job goes to its kernel by value, as one structure (``Job`` of ``numbers.cuh
 c) Modules are compiled when first wanted, and kept for every variant and device; CuPy keeps their machine code on disk.
 d) A flaw is the call's number, its kind and its position, in memory of the device; a word of the host's own memory
    tells, at no cost, whether there is one.
-e) Clusters of blocks are tried once on a device; where they cannot be launched, plans do without.
+e) Clusters of blocks are tried once on a device; where one cannot be launched, plans do without from then on.
+f) Several Python threads: one at a time takes numbers, launches, or reads what is wrong.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from importlib.resources import files
 from itertools import chain
 from struct import Struct
@@ -27,7 +29,8 @@ from fastxent.gpu.plan import FLOAT16, FLOAT64, ITEM_SIZES, TASKS, TYPES, Plan
 
 BAD_WEIGHT, BAD_TARGET, BAD_DIVISOR = range(3)
 CALL_BITS, KIND_BITS, POSITION_BITS = 22, 2, 40
-OPTIONS = ("-std=c++17",)
+# Without contraction all variants of a kernel round alike; formulas say where they multiply and add at once.
+OPTIONS = ("-std=c++17", "-fmad=false")
 
 _ARRAYS = ("logits", "target", "sample_weight", "pos_weight", "loss", "grad", "hess")
 _ALL_ABSENT = ((0, 0, 0, 0),) * len(_ARRAYS)
@@ -37,7 +40,7 @@ _type_of_dtype: dict[np.dtype[Any], int] = {}
 class Fields:
     """The struct Job of numbers.cuh: address and strides of each array, then the rest in its order."""
 
-    _packed = Struct("28q 5q 4q 4d Q 6i")
+    _packed = Struct("28q 5q 4q 4d Q 8i")
     _by_value = np.dtype(f"V{_packed.size}")
 
     def __init__(self) -> None:
@@ -48,7 +51,8 @@ class Fields:
         self.options: tuple[float, float, float] = (0.0, 0.0, -1.0)  # label_smoothing, gamma, alpha
         self.scale: float = 1.0
         self.call = self.target_type = self.sample_weight_type = 0
-        self.geometry: tuple[int, int, int] = (1, 1, 0)  # tile_rows, tiles_per_block, stage_bytes
+        # tile_rows, tiles_per_block, stage_bytes, stages, group
+        self.geometry: tuple[int, int, int, int, int] = (1, 1, 0, 0, 1)
 
     def by_value(self) -> npt.NDArray[np.void]:
         """The bytes, as CuPy passes structures to kernels: an array of size one."""
@@ -89,6 +93,9 @@ class _Device:
 
     def __init__(self, cupy: Any) -> None:
         self.capability = int(cupy.cuda.Device().compute_capability)
+        if self.capability < planning.OLDEST:
+            needed, got = (f"{c // 10}.{c % 10}" for c in (planning.OLDEST, self.capability))
+            raise RuntimeError(f"device must have compute capability {needed} or later; got {got}")
         self.has_clusters: bool | None = None if self.capability >= planning.BULK_COPIES else False
         self.kernels: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
         self.flaws = cupy.zeros(4, np.uint64)
@@ -112,6 +119,7 @@ class _Device:
         kernel((plan.grid,), (plan.threads,), arguments, shared_mem=plan.shared_memory)
 
 
+_lock = threading.RLock()
 _devices: dict[int, _Device] = {}
 _sources: dict[str, str] = {}
 _calls = 0
@@ -129,9 +137,10 @@ def source(plan: Plan) -> str:
 def _device(cupy: Any) -> _Device:
     """The current device."""
     number = cupy.cuda.Device().id
-    device = _devices.get(number)
-    if device is None:
-        device = _devices[number] = _Device(cupy)
+    with _lock:
+        device = _devices.get(number)
+        if device is None:
+            device = _devices[number] = _Device(cupy)
     return device
 
 
@@ -197,13 +206,12 @@ class Job:
         return self.fields.arrays[name][2:]
 
     def layout(self) -> str:
-        """How the rows of logits, gradient and Hessian lie; see ``plan.Rows``."""
+        """How the rows of the logits lie; see ``plan.Rows``. How the results lie must not change their bits."""
         _, n_inner, n_classes = self.shape
         size = ITEM_SIZES[self.type]
-        strides = [self._strides(name) for name in ("logits", "grad", "hess") if name in self.arrays]
-        if all(klass == size or n_classes == 1 for _, klass in strides):
-            return "packed" if n_inner == 1 or all(s == n_classes * size for s, _ in strides) else "rows"
-        inner, klass = strides[0]
+        inner, klass = self._strides("logits")
+        if klass == size or n_classes == 1:
+            return "packed" if n_inner == 1 or inner == n_classes * size else "rows"
         return "inner" if abs(inner) < abs(klass) and n_inner > 1 else "classes"
 
     def is_flat(self) -> bool:
@@ -261,7 +269,6 @@ class Job:
             self.type,
             n_outer * n_inner * (n_classes if self.is_elementwise else 1),
             n_classes,
-            target_type=self.target_type,
             classes_are_neighbours=n_inner == 1 or abs(klass) <= abs(inner),
         )
 
@@ -271,14 +278,25 @@ def _bind_flaws(fields: Fields, device: _Device, call: int) -> None:
     fields.call = call % (1 << CALL_BITS)
 
 
-def _launch_jobs(cupy: Any, device: _Device, launches: list[tuple[Job, Plan]], partials: Any) -> None:
-    """Launch a kernel for each job; its partial sums go where those of the jobs before end."""
+def _launch_jobs(cupy: Any, device: _Device, launches: list[tuple[Job, Plan]], partials: Any) -> bool:
+    """Launch a kernel for each job; its partial sums go where those of the jobs before end.
+
+    Returns False, and remembers it, if the device refuses the clusters of the first: that is, before anything ran. The
+    plans of a call's jobs are alike, so the others are not refused.
+    """
     address = 0 if partials is None else partials.data.ptr
     for job, plan in launches:
         job.fields.partial = address
-        job.fields.geometry = plan.tile_rows, plan.tiles_per_block, plan.stage_bytes
-        device.launch(cupy, plan, job.fields.by_value())
+        job.fields.geometry = plan.tile_rows, plan.tiles_per_block, plan.stage_bytes, plan.stages, plan.group
+        try:
+            device.launch(cupy, plan, job.fields.by_value())
+        except Exception:  # the driver's, whatever its class
+            if plan.cluster == 1 or job is not launches[0][0]:
+                raise
+            device.has_clusters = False
+            return False
         address += 8 * plan.partials if address else 0
+    return True
 
 
 def _add_up(
@@ -295,29 +313,41 @@ def _add_up(
     return result
 
 
-def _has_clusters(cupy: Any, device: _Device) -> bool:
-    """Whether blocks can be launched in clusters: some devices, and some ways to share one, refuse."""
-    if device.has_clusters is None:
+def _plans(cupy: Any, device: _Device, jobs: list[Job]) -> list[tuple[Job, Plan]]:
+    """Return which kernel computes each job, after trying the largest cluster once if there are clusters among them.
+
+    Some devices, and some ways to share one, refuse clusters, or large ones.
+    """
+    launches = [(job, job.plan(device.capability, device.has_clusters is not False)) for job in jobs]
+    if device.has_clusters is None and any(plan.cluster > 1 for _, plan in launches):
         device.has_clusters = True
-        job = Job("softmax", cupy.zeros((1, 1, 1 << 14), np.float32), grad=cupy.empty((1, 1, 1 << 14), np.float32))
-        try:
-            _launch_jobs(cupy, device, [(job, job.plan(device.capability, True))], None)
-        except Exception:  # noqa: BLE001 - the driver's, whatever its class: plans do without
-            device.has_clusters = False
-    return device.has_clusters
+        row = cupy.empty((1, 1, planning.most_classes_of_cluster(device.capability)), np.float32)
+        trial = Job("softmax", row, grad=row)
+        if not _launch_jobs(cupy, device, [(trial, trial.plan(device.capability, True))], None):
+            return _plans(cupy, device, jobs)
+    return launches
 
 
-def evaluate(jobs: list[Job], *, reduction: str = "none") -> Any:
-    """Queue all that the jobs of one call need; their numbers end with ``last_call()``.
+def numbers(n: int) -> int:
+    """Return the first of n numbers in a row, for the jobs of a call."""
+    global _calls
+    with _lock:
+        _calls += n
+        return _calls - n + 1
+
+
+def evaluate(jobs: list[Job], *, reduction: str = "none", first: int | None = None) -> Any:
+    """Queue all that the jobs of one call need; ``first`` is the first of their numbers.
 
     Returns their sum or mean as an array of no dimension, None for "none". What is wrong in their targets and weights
     makes those rows NaN, with gradient 0, and is found by ``flaws``.
     """
-    global _calls
-    cupy = sys.modules["cupy"]
-    device = _device(cupy)
-    first = _calls + 1
-    _calls += len(jobs)
+    with _lock:
+        cupy = sys.modules["cupy"]
+        return _evaluate(cupy, _device(cupy), jobs, reduction, numbers(len(jobs)) if first is None else first)
+
+
+def _evaluate(cupy: Any, device: _Device, jobs: list[Job], reduction: str, first: int) -> Any:
     divisor, host_divisor = None, 1.0
     for number, job in enumerate(jobs, first):
         _bind_flaws(job.fields, device, number)
@@ -333,11 +363,11 @@ def evaluate(jobs: list[Job], *, reduction: str = "none") -> Any:
     for job in jobs:
         job.fields.divisor = 0 if divisor is None else divisor.data.ptr
         job.fields.scale = 1 / host_divisor
-    launches = [(job, job.plan(device.capability, has_clusters=True)) for job in jobs]
-    if any(plan.cluster > 1 for _, plan in launches) and not _has_clusters(cupy, device):
-        launches = [(job, job.plan(device.capability, has_clusters=False)) for job in jobs]
-    sums = None if reduction == "none" else cupy.empty(sum(plan.partials for _, plan in launches), np.float64)
-    _launch_jobs(cupy, device, launches, sums)
+    launched = False
+    while not launched:
+        launches = _plans(cupy, device, jobs)
+        sums = None if reduction == "none" else cupy.empty(sum(plan.partials for _, plan in launches), np.float64)
+        launched = _launch_jobs(cupy, device, launches, sums)
     if sums is None:
         return None
     return _add_up(cupy, device, sums, divisor, host_divisor, is_divisor=False, call=first)
@@ -360,11 +390,14 @@ def flaws() -> Flaw | None:
     device = _devices.get(cupy.cuda.Device().id)
     if device is None or not device.flagged[0]:
         return None
-    cupy.cuda.Device().synchronize()
-    rest, value, integer, _ = (int(word) for word in device.flaws.get())
-    device.flagged[0] = 0
-    device.flaws.fill(0)
-    cupy.cuda.get_current_stream().synchronize()
+    with _lock:
+        cupy.cuda.Device().synchronize()
+        rest, value, integer, _ = (int(word) for word in device.flaws.get())
+        device.flagged[0] = 0
+        device.flaws.fill(0)
+        cupy.cuda.get_current_stream().synchronize()
+    if rest == 0:  # another thread has had it in the meantime
+        return None
     key = rest ^ (2**64 - 1)
     number = key >> (KIND_BITS + POSITION_BITS)
     kind = key >> POSITION_BITS & ((1 << KIND_BITS) - 1)

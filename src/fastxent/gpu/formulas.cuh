@@ -47,14 +47,19 @@ DEVICE REAL complement(const Softmax &row, REAL e) { return e >= 1 ? row.others 
 
 /* Target mass w ((1 - eps) t + eps / K') of a class; masked ones get nothing of the smoothing. */
 DEVICE REAL target_mass(REAL z, REAL t, REAL weight, REAL one_minus_eps, REAL uniform, REAL masked)
-{ return weight * (one_minus_eps * t + (z == masked ? 0 : uniform)); }
+{ return weight * multiply_add(one_minus_eps, t, z == masked ? 0 : uniform); }
 
 /* u x, with 0 * inf = 0. */
 DEVICE REAL without_zero(REAL u, REAL x) { return u == 0 ? 0 : u * x; }
 
-/* The gradient of a class with target mass u, all others having other_mass; scaled_inverse = scale / sum. */
+/* The gradient of a class with target mass u, all others having other_mass; scaled_inverse = scale / sum. Half of a
+ * large one comes first: a small probability times a small mass may be nothing before it meets the scale. */
 DEVICE REAL weighed_gradient(const Softmax &row, REAL e, REAL u, REAL other_mass, REAL scaled_inverse)
-{ return (e * other_mass - u * complement(row, e)) * scaled_inverse; }
+{
+    const bool is_large = scaled_inverse > 2;
+    const REAL first = is_large ? (REAL)0.5 * scaled_inverse : (REAL)1, rest = is_large ? (REAL)2 : scaled_inverse;
+    return multiply_add(e * first, other_mass, -(u * (complement(row, e) * first))) * rest;
+}
 
 /* Hessian diagonal scale W p (1 - p); `scaled_inverse` as above but with the factor W. */
 DEVICE REAL hessian(const Softmax &row, REAL e, REAL scaled_inverse)
@@ -109,8 +114,9 @@ DEVICE Focal focal_of(const Softmax &row, REAL e, REAL minus_log_p, REAL gamma)
     const REAL ratio = q == 0 ? 1 : minus_log_p / q, p_ratio = p == 0 ? 0 : p * ratio;
     Focal focal;
     focal.modulation = modulation_of(q, gamma);
-    focal.mass = focal.modulation * (gamma * p_ratio + 1);
-    focal.curvature = focal.modulation / maximum(q, SMALLEST_NORMAL) * (gamma * (p_ratio * (1 - gamma * p) - (p + p)));
+    focal.mass = focal.modulation * multiply_add(gamma, p_ratio, 1);
+    focal.curvature = focal.modulation / maximum(q, SMALLEST_NORMAL)
+        * (gamma * multiply_add(p_ratio, multiply_add(-gamma, p, 1), -(p + p)));
     return focal;
 }
 
@@ -118,5 +124,5 @@ DEVICE REAL focal_hessian(const Softmax &row, REAL e, REAL a, REAL b, Pair total
 {
     const REAL p = e * row.inverse, q = complement(row, e) * row.inverse;
     const REAL other_a = (total_a.high - a) + total_a.low, other_b = (total_b.high - b) + total_b.low;
-    return p * (q * other_a - p * other_b) + q * (p * a - q * b);
+    return multiply_add(p, multiply_add(q, other_a, -(p * other_b)), q * multiply_add(p, a, -(q * b)));
 }

@@ -5,10 +5,12 @@
  * b) CuPy compiles with -ftz=true: subnormal float32 numbers are 0, in and out. float64 has them.
  * c) Sums are compensated (Knuth's TwoSum; The Art of Computer Programming 2, 4.2.2): the error of a row does not grow
  *    with its classes. No sum depends on the order in which threads arrive.
- * d) Whatever a label is, it is compared unsigned before anything is read with it. What is wrong is written down, the
+ * d) Products are fused with sums where multiply_add says so, and nowhere else (-fmad=false): left to the compiler that
+ *    would differ between the variants of a kernel, and so would the bits of a gradient with and without a Hessian.
+ * e) Whatever a label is, it is compared unsigned before anything is read with it. What is wrong is written down, the
  *    smallest call and position first, and the host is told through a word of its own memory.
  */
-enum { INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
+enum { INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, FLOAT16, BFLOAT16, FLOAT32, FLOAT64, ANY };
 
 template <int CODE> struct Stored {};
 template <> struct Stored<INT8> {
@@ -126,31 +128,37 @@ DEVICE i64 integer_at(const char *p, int code)
     }
 }
 
-DEVICE double double_at(const char *p, int code)
+/* The bits of one for a message, which is to show what is beyond int64 as well. */
+DEVICE i64 bits_at(const char *p, int code) { return code == UINT64 ? *(const i64 *)p : integer_at(p, code); }
+
+template <class T> DEVICE T floating_at(const char *p, int code)
 {
     switch (code) {
-    case FLOAT16: return number_at<FLOAT16, double>(p);
-    case BFLOAT16: return number_at<BFLOAT16, double>(p);
-    case FLOAT32: return *(const float *)p;
-    case FLOAT64: return *(const double *)p;
-    default: return (double)integer_at(p, code);
+    case FLOAT16: return number_at<FLOAT16, T>(p);
+    case BFLOAT16: return number_at<BFLOAT16, T>(p);
+    case FLOAT32: return number_at<FLOAT32, T>(p);
+    default: return number_at<FLOAT64, T>(p);
     }
 }
 
+DEVICE double double_at(const char *p, int code)
+{ return code < FLOAT16 ? (double)integer_at(p, code) : floating_at<double>(p, code); }
+
 /* ---- sums ---- */
 
-struct Pair {
-    REAL high, low;
+template <class T> struct PairOf {
+    T high, low;
 };
+typedef PairOf<REAL> Pair;
 
-DEVICE Pair two_sum(REAL a, REAL b)
+template <class T> DEVICE PairOf<T> two_sum(T a, T b)
 {
-    const REAL sum = a + b, from_b = sum - a;
+    const T sum = a + b, from_b = sum - a;
     return {sum, (a - (sum - from_b)) + (b - from_b)};
 }
-DEVICE void add(Pair &sum, REAL term)
+template <class T> DEVICE void add(PairOf<T> &sum, T term)
 {
-    const Pair next = two_sum(sum.high, term);
+    const PairOf<T> next = two_sum(sum.high, term);
     sum.high = next.high, sum.low += next.low;
 }
 /* Symmetric to the last bit (the error of an addition does not depend on its order), so that all threads of a butterfly
@@ -161,7 +169,26 @@ DEVICE Pair operator+(Pair a, Pair b)
     return {sum.high, sum.low + (a.low + b.low)};
 }
 /* An infinite sum has a NaN for its error. */
-DEVICE REAL total(Pair sum) { return sum.low == sum.low ? sum.high + sum.low : sum.high; }
+template <class T> DEVICE T total(PairOf<T> sum) { return sum.low == sum.low ? sum.high + sum.low : sum.high; }
+
+/* A sum that may leave the range of float: in float32 a double in the place of the pair. */
+#if REAL_IS_DOUBLE
+DEVICE double wide(Pair sum) { return total(sum); }
+DEVICE Pair add_wide(Pair sum, double term) { return sum + Pair{term, 0}; }
+#else
+DEVICE double wide(Pair sum)
+{
+    double x;
+    memcpy(&x, &sum, sizeof x);
+    return x;
+}
+DEVICE Pair add_wide(Pair sum, double term)
+{
+    const double x = wide(sum) + term;
+    memcpy(&sum, &x, sizeof sum);
+    return sum;
+}
+#endif
 
 /* ---- the job ---- */
 
@@ -194,7 +221,7 @@ struct Job {
     i64 n_outer, n_inner, n_classes, ignore_index;
     double label_smoothing, gamma, alpha, scale;
     u64 call;
-    int has_ignore_index, target_type, sample_weight_type, tile_rows, tiles_per_block, stage_bytes;
+    int has_ignore_index, target_type, sample_weight_type, tile_rows, tiles_per_block, stage_bytes, stages, group;
 };
 
 /* Only where something is wrong, so a lock is cheap; later positions find an earlier one there and go. */

@@ -8,12 +8,17 @@ The regimes of ``rows.cu``, by the bytes of a row without gaps:
 - up to ``TILE_ROW``: tiles of many rows, a few threads or a warp for each of them;
 - up to what fits into the stages of a block, or of a cluster of blocks: a row, or a slice of one, to a block;
 - longer rows, and strides: every pass reads memory.
+
+How a row is shared out depends neither on whether there is a Hessian nor on the task: sums keep their order, and what is
+computed beside does not change a bit.
+
+Every variant takes time to compile, of the one who calls it first and of the tests, which compile all. So a define is
+what loops and registers depend on in calls that are common; the rest a kernel looks up in its job.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -46,7 +51,8 @@ TYPES = {
     "float64": 11,
 }
 ITEM_SIZES = (1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8)
-INT64, FLOAT16, FLOAT32, FLOAT64 = 3, 8, 10, 11
+INT64, UINT8, UINT16, FLOAT16, FLOAT32, FLOAT64 = 3, 4, 5, 8, 10, 11
+ANY = 12  # looked up for every number: a branch that all threads take alike
 ROWS = ("port.cuh", "numbers.cuh", "formulas.cuh", "rows.cu")
 ELEMENTS = ("port.cuh", "numbers.cuh", "formulas.cuh", "binary.cuh", "elements.cu")
 TOTALS = ("port.cuh", "numbers.cuh", "totals.cu")
@@ -81,22 +87,29 @@ TILES_PER_BLOCK = 8
 ENOUGH_BLOCKS = 1024
 # Few classes are taken one by one, many as vectors.
 SINGLE_CLASSES = 32
+PART_OF_A_WARP = 0  # as GROUP: 1 to 32 threads, as the job says
 # Instructions of a thread and accesses to shared memory, counted in the source; 4 warps issue in a cycle.
 INSTRUCTIONS_OF_CLASS, INSTRUCTIONS_OF_ROW, ACCESSES_OF_CLASS, ISSUED_PER_CYCLE = 32, 120, 4, 128
-# So many at once hide the latency of loads and exponentials.
+# So many at once hide the latency of loads and exponentials; where the kernel knows no better, the second.
 AT_WORK = (3, 4, 5)
+ITEMS = 4
 # Registers of a thread for float32 and float64, by what is computed; some more where indices and strides are long.
-REGISTERS_OF_ROW = {"plain": (64, 104), "index": (80, 104), "soft": (112, 128), "activation": (64, 104)}
+REGISTERS_OF_ROW = {
+    "plain": (64, 104),
+    "index": (96, 104),
+    "soft": (112, 112),
+    "focal distribution": (112, 128),
+    "activation": (64, 104),
+}
 REGISTERS_OF_STRIDES = 16
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
-REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
+# The same, by the bytes of a logit: of values and gradients, and of Hessians and focal losses.
+REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 128)}
 REGISTERS_OF_WIDE_TARGETS = 40
-REGISTERS_OF_HESSIAN = 16
 COUNTED_PER_BLOCK = 8192
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """One launch: the variant of a kernel, and its geometry."""
 
     kernel: str
@@ -110,6 +123,8 @@ class Plan:
     stage_bytes: int = 0
     partials: int = 1
     cluster: int = 1
+    stages: int = 0
+    group: int = 1
 
     def define(self, name: str) -> int:
         """Return the value of one of the defines."""
@@ -133,6 +148,7 @@ class Rows(NamedTuple):
     layout: str = "packed"
 
 
+@lru_cache
 def shared_memory_of(capability: int) -> tuple[int, int]:
     """Bytes of shared memory for a block, and for a multiprocessor."""
     return next(
@@ -175,14 +191,14 @@ def cycles_of_row(group: int, n_classes: int, size: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def items_of(n_classes: int, group: int, width: int) -> int:
-    """How many classes a thread has at work; few go to waste in the last round."""
-    rounds = -(-n_classes // group)
-    if width > 1 or rounds <= max(AT_WORK):
-        return max(width, rounds if width == 1 else 1)
-    return min(AT_WORK, key=lambda n: (-rounds % n, -n))
+def items_of(n_classes: int) -> int:
+    """How many classes a thread that has a row to itself has at work; few go to waste in the last round."""
+    if n_classes <= max(AT_WORK):
+        return max(n_classes, 2)
+    return min(AT_WORK, key=lambda n: (-n_classes % n, -n))
 
 
+@lru_cache
 def control_bytes(soft: bool, cluster: int, threads: int, size: int) -> int:
     """Size of the struct Control of ``rows.cu``."""
     pair = 16 if size == 8 else 8
@@ -192,6 +208,11 @@ def control_bytes(soft: bool, cluster: int, threads: int, size: int) -> int:
 def threads_of(slice_bytes: float) -> int:
     """Threads of a block that has a slice of a row."""
     return next(threads for most, threads in THREADS_OF_SLICE if slice_bytes <= most)
+
+
+def tile_bytes(n_rows: int, row_bytes: int) -> int:
+    """Room for rows without gaps, wherever they begin and end in vectors of 16 bytes."""
+    return round_up(n_rows * row_bytes + 30, 128)
 
 
 def stages_of(control: int, stage: int, capability: int, most: int = MOST_STAGES) -> int:
@@ -205,64 +226,72 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
     """Plan a call of the softmax family."""
     size = ITEM_SIZES[call.type]
     row_bytes = call.n_classes * size
-    outputs = 2 if call.hessian else 1
     bulk = capability >= BULK_COPIES
     soft = call.is_soft or call.inputs != "logits"
     n_rows = call.n_outer * call.n_inner
-    cluster, stages, group, width, tile_rows, stage = 1, 0, 1, 1, 1, 0
+    target = target_of(call, soft)
+    cluster, stages, group, width, tile_rows, stage, outputs = 1, 0, 1, 1, 1, 0, 1
     threads = TILE_THREADS
     if call.layout == "packed" and row_bytes <= TILE_ROW:
         group, width = group_of(call.n_classes, size)
+        control = control_bytes(True, 1, threads, size)
+        while not stages_of(control, 2 * tile_bytes(threads // group, row_bytes), capability):
+            group *= 2  # so that there is room for a Hessian
+        outputs = 2 if call.hessian else 1
         at_once = threads // group
         # Where rows are few, rather more blocks than full tiles.
         fair = n_rows // ENOUGH_BLOCKS
         tile_rows = max(min(TILE // row_bytes, fair) // at_once, 1) * at_once
-        stage = round_up(tile_rows * row_bytes + 30, 128)
-        stages = stages_of(control_bytes(soft, 1, threads, size), stage * outputs, capability)
+        stage = tile_bytes(tile_rows, row_bytes)
+        stages = stages_of(control, stage * outputs, capability)
     elif call.layout in ("packed", "rows") and row_bytes > TILE_ROW // 4:
         for cluster in (1, 2, 4, 8) if bulk and has_clusters else (1,):
             stage = round_up(-(-(row_bytes + 30) // cluster) + 16, 128)
-            if stage * outputs <= GOOD_SLICE:
+            if stage <= GOOD_SLICE:
                 break
-        group = threads = threads_of(stage)
+        threads = max(threads_of(stage), TILE_THREADS if soft else 0)
+        # On few devices of those that should have them clusters cannot be launched.
+        group = threads = min(threads, TILE_THREADS) if bulk and cluster == 1 else threads
         width = 16 // size
-        stages = stages_of(control_bytes(soft, cluster, threads, size), stage * outputs, capability)
+        stages = stages_of(control_bytes(True, cluster, threads, size), stage, capability)
     if stages == 0:
         # Threads are neighbours where the numbers are.
         cluster, width, stage, threads = 1, 1, 0, TILE_THREADS
         if call.layout == "inner":
             group = 1
         elif row_bytes > 2 * TILE_ROW:
-            group = threads = 512
+            group = threads = TILE_THREADS if soft else 512  # for which there are 128 registers
         else:
             group = min(32, 1 << max(call.n_classes // 2, 1).bit_length() - 1)
         tile_rows = threads // group
+    # Exponentials of labels' rows take most of the time, so that it shows if some are computed in vain.
+    is_alone = group == 1 and not soft
+    items = width if width > 1 else items_of(call.n_classes) if is_alone else ITEMS
     n_tiles = call.n_outer * -(-call.n_inner // tile_rows)
     tiles_per_block = min(max(n_tiles // ENOUGH_BLOCKS, 1), TILES_PER_BLOCK)
     blocks = -(-n_tiles // tiles_per_block)
-    shared = control_bytes(soft, cluster, threads, size) + stages * stage * outputs
-    defines = {
-        "TYPE": call.type,
-        "TASK": TASKS[call.task],
-        "INPUTS": INPUTS[call.inputs],
-        "SOFT": int(soft),
-        "TARGET": call.target_type if call.target_type >= FLOAT16 else INT64,
-        "HESSIAN": int(call.hessian),
-        "THREADS": threads,
-        "GROUP": group,
-        "CLUSTER": cluster,
-        "WIDTH": width,
-        "ITEMS": items_of(call.n_classes, group, width),
-        "STAGES": stages,
-        "BULK": int(bulk and stages > 0),
-        "BLOCKS": resident_blocks(call, soft, threads, stages, cluster, shared, capability),
-    }
+    # A block with one stage has the multiprocessor to itself; all of them ask for as much as those that have most sums.
+    shared = control_bytes(soft or stages == 1, cluster, threads, size) + stages * stage * outputs
     assert n_rows >= 1
     assert blocks * cluster <= LARGEST_GRID
     return Plan(
         "rows",
         ROWS,
-        tuple(defines.items()),
+        defines_of_rows(
+            call.task,
+            call.type,
+            call.inputs,
+            soft,
+            target,
+            call.hessian,
+            threads,
+            group,
+            cluster,
+            width,
+            items,
+            stages > 0,
+            bulk,
+        ),
         blocks * cluster,
         threads,
         shared,
@@ -271,24 +300,69 @@ def rows(call: Rows, capability: int, has_clusters: bool = True) -> Plan:
         stage,
         blocks,
         cluster,
+        stages,
+        group,
     )
 
 
-def resident_blocks(
-    call: Rows, soft: bool, threads: int, stages: int, cluster: int, shared: int, capability: int
-) -> int:
-    """How many blocks a multiprocessor shall hold: those that shared memory and registers allow."""
-    size = ITEM_SIZES[call.type]
-    if TASKS[call.task] > TASKS["focal"]:
+def most_classes_of_cluster(capability: int) -> int:
+    """Return how many classes of float32 the largest cluster holds, each block as much as it can."""
+    threads = threads_of(math.inf)
+    stage = (shared_memory_of(capability)[0] - control_bytes(True, LARGEST_CLUSTER, threads, 4)) // 128 * 128
+    return (LARGEST_CLUSTER * (stage - 16) - 30) // 4
+
+
+def target_of(call: Rows, soft: bool) -> int:
+    """Type of the targets, as far as a variant knows it: labels, or probabilities like logits, and nothing unusual."""
+    is_usual = call.task == "cross_entropy" and call.inputs == "logits" and not call.hessian
+    if soft and not (is_usual and (call.target_type < FLOAT16 or call.target_type == call.type)):
+        return ANY
+    return call.target_type if call.target_type >= FLOAT16 else INT64
+
+
+@lru_cache(maxsize=4096)
+def defines_of_rows(
+    task: str,
+    type_: int,
+    inputs: str,
+    soft: bool,
+    target: int,
+    hessian: bool,
+    threads: int,
+    group: int,
+    cluster: int,
+    width: int,
+    items: int,
+    staged: bool,
+    bulk: bool,
+) -> tuple[tuple[str, int], ...]:
+    """The variant of ``rows``."""
+    if TASKS[task] > TASKS["focal"]:
         kind = "activation"
-    elif soft or call.task == "focal":
-        kind = "soft"
+    elif soft or task == "focal":
+        kind = "focal distribution" if soft and task == "focal" else "soft"
     else:
-        kind = "index" if call.hessian or cluster > 1 else "plain"
-    registers = REGISTERS_OF_ROW[kind][size == 8] + (REGISTERS_OF_STRIDES if stages == 0 else 0)
-    by_registers = REGISTERS // (threads * min(registers, 128))
-    by_memory = shared_memory_of(capability)[1] // (shared + KIB)
-    return max(min(by_registers, by_memory), 1)
+        kind = "index" if hessian or cluster > 1 else "plain"
+    registers = REGISTERS_OF_ROW[kind][type_ == FLOAT64] + (0 if staged else REGISTERS_OF_STRIDES)
+    defines = {
+        "TYPE": type_,
+        # A row's log(sum exp) is what its log_softmax returns.
+        "TASK": min(TASKS[task], TASKS["log_softmax"]),
+        "INPUTS": INPUTS[inputs],
+        "SOFT": int(soft),
+        "TARGET": target,
+        "HESSIAN": int(hessian or target == ANY),
+        "THREADS": threads,
+        "GROUP": group if group == threads or (group == 1 and not soft) else PART_OF_A_WARP,
+        "CLUSTER": cluster,
+        "WIDTH": width,
+        "ITEMS": items,
+        "STAGED": int(staged),
+        "BULK": int(bulk and staged),
+        # So many blocks shall find registers; they may not find shared memory.
+        "BLOCKS": max(REGISTERS // (threads * registers), 1),
+    }
+    return tuple(defines.items())
 
 
 @lru_cache(maxsize=4096)
@@ -298,21 +372,21 @@ def elements(
     """Plan an elementwise call; ``flat``: arrays without gaps."""
     size = ITEM_SIZES[type_]
     width = 16 // size if flat else 1
-    # A vector may be cut at either end.
-    vectors = -(-n // width) + (width > 1)
+    # A vector may be cut at either end; others take the same elements one by one.
+    vectors = -(-n * size // 16) + 1
     blocks = -(-vectors // (ELEMENTS_THREADS * ELEMENTS_VECTORS))
     is_loss = TASKS[task] <= TASKS["binary_focal"]
-    registers = REGISTERS_OF_ELEMENT[size]
-    if ITEM_SIZES[target_type] > max(size, 4):
-        registers += REGISTERS_OF_WIDE_TARGETS
-    elif hessian:
-        registers += REGISTERS_OF_HESSIAN
+    target = target_of_elements(type_, target_type, flat) if is_loss else INT64
+    needs_hessian = hessian or (is_loss and (target == ANY or inputs != "logits"))
+    wide = target == ANY or ITEM_SIZES[target] > max(size, 4)
+    more = (needs_hessian or task == "binary_focal") and not wide
+    registers = REGISTERS_OF_ELEMENT[size][more] + REGISTERS_OF_WIDE_TARGETS * wide
     defines = {
         "TYPE": type_,
         "TASK": TASKS[task],
         "INPUTS": INPUTS[inputs],
-        "TARGET": target_type if is_loss else INT64,
-        "HESSIAN": int(hessian),
+        "TARGET": target,
+        "HESSIAN": int(needs_hessian),
         "THREADS": ELEMENTS_THREADS,
         "CLUSTER": 1,
         "WIDTH": width,
@@ -323,14 +397,18 @@ def elements(
     return Plan("elements", ELEMENTS, tuple(defines.items()), blocks, ELEMENTS_THREADS, 256, partials=blocks)
 
 
+def target_of_elements(type_: int, target_type: int, flat: bool) -> int:
+    """Type of the targets, as far as a variant knows it; 0 and 1 are the same in both integers of a size."""
+    target = target_type if target_type >= FLOAT16 else UINT8 + target_type % 4
+    return target if flat and target != UINT16 and (target < FLOAT16 or target in (type_, FLOAT32)) else ANY
+
+
 def _totals(type_: int, threads: int, **more: int) -> tuple[tuple[str, int], ...]:
     return tuple({"TYPE": type_, "THREADS": threads, "CLUSTER": 1, "BULK": 0, "BLOCKS": 1, **more}.items())
 
 
 @lru_cache(maxsize=4096)
-def divisor(
-    counted: str, type_: int, n_rows: int, n_classes: int, *, target_type: int, classes_are_neighbours: bool = True
-) -> Plan:
+def divisor(counted: str, type_: int, n_rows: int, n_classes: int, *, classes_are_neighbours: bool = True) -> Plan:
     """Plan the divisor of the mean; ``counted``: "labels", "distributions" or "elements" (then of rows of one class)."""
     threads, group = TILE_THREADS, 1
     if counted == "distributions" and classes_are_neighbours:
@@ -340,8 +418,9 @@ def divisor(
     tile_rows = max(COUNTED_PER_BLOCK // per_row // at_once, 1) * at_once
     blocks = -(-n_rows // tile_rows)
     number = ("labels", "distributions", "elements").index(counted)
-    target = target_type if counted == "distributions" else INT64
-    defines = _totals(type_, threads, COUNTED=number, GROUP=group, TARGET=target)
+    # The type is that of class weights.
+    real = FLOAT64 if type_ == FLOAT64 and counted != "elements" else FLOAT32
+    defines = _totals(real, threads, COUNTED=number, GROUP=group)
     return Plan("divisor", TOTALS, defines, blocks, threads, 256, tile_rows, partials=blocks)
 
 

@@ -49,6 +49,7 @@ DEVICE float power_of_two(float x)
 }
 
 template <class T> DEVICE T shuffle(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE bool any_of_warp(bool x) { return __any_sync(0xffffffffu, x); }
 
 /* Nothing comes back to either soon: no place in the first-level cache, and evicted first from the second. */
 DEVICE Vector16 load_streaming(const void *from)

@@ -2,29 +2,37 @@
  * logits of a row are kept while it is worked on, and in how many threads share it.
  *
  * Design
- * a) A group of GROUP threads has a row: 1 to 32 of a warp, or the whole block, or all blocks of a CLUSTER. A row takes
- *    three passes (maximum, sums, results; one more for focal losses of distributions).
- * b) STAGES > 0: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
+ * a) A group of GROUP threads has a row: 1 to 32 of a warp (GROUP 0: as many as the job says), or the whole block, or
+ *    all blocks of a CLUSTER. A row takes three passes (maximum, sums, results; one more for focal losses of
+ *    distributions).
+ * b) STAGED: tiles of whole rows, or slices of one, are copied to a ring of buffers in shared memory, as they lie
  *    in memory; results replace the logits there and are copied back. So logits are read from memory once, every
  *    transfer is a run of 16-byte vectors whatever the number of classes and the alignment are, and the bytes in flight
  *    depend on neither. The first and last vector of a tile may hold neighbours: they are loaded, never looked at,
- *    never written. STAGES 0: any strides; every pass reads memory, or what caches kept of it.
+ *    never written. So may those of a row in a tile, while another group writes its results there: a race for bits that
+ *    `load` masks (a vector access is a set of scalar ones; PTX ISA, Memory Consistency Model). Else: any strides;
+ *    every pass reads memory, or what caches kept of it.
+ *    Hessians take that way where a tile has many rows; else they are written as they are computed, and need no room:
+ *    how a row is shared out, and so the order of its sums, does not depend on whether there is a Hessian.
  * c) Where GROUP is small, neighbouring threads have neighbouring rows; with strides this is how class axes that are
  *    not the last are read without gaps.
  * d) Sums: vectors pairwise, threads compensated, groups by a butterfly of compensated sums, blocks in the order of
- *    their warps. Nothing depends on who comes first.
+ *    their warps. Nothing depends on who comes first. In float32 a distance from the maximum may overflow; the loss is
+ *    still a finite double.
  * e) In place: a row's target logit is read before the barrier that precedes the first result.
  */
-enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP };
+enum { CROSS_ENTROPY, FOCAL, SOFTMAX, LOG_SOFTMAX };
 enum { LOGITS, LOG_PROBS, PROBS };
 
 #define IS_LOSS (TASK <= 1)
-#define HAS_LABELS (TARGET < 8)
+#define HAS_LABELS (TARGET == ANY ? job.target_type < FLOAT16 : TARGET < FLOAT16)
+#define GROUP_SIZE (GROUP ? GROUP : job.group)
 #define WARPS (THREADS / 32)
 #define ITEM ((int)sizeof(STORED))
 #define NEGATIVE_INFINITY (-(REAL)INFINITE)
+#define HESSIAN_IS_STAGED (HESSIAN && STAGED && GROUP <= 32)
 /* Of classes and vectors: a row in shared memory is short. */
-#if STAGES > 0
+#if STAGED
 typedef int INDEX;
 typedef u32 COUNT;
 #else
@@ -46,27 +54,35 @@ struct Control {
 
 struct Group {
     int lane, rank; /* of the thread in the group; of the block in the cluster */
-    int turn;
+    int turn, size;
     Control *control;
 };
 
-DEVICE Pair larger_of(Pair a, Pair b) { return {maximum(a.high, b.high), 0}; }
+/* What the first of several numbers is; all others are sums. */
+enum First { SUM, MAXIMUM, WIDE };
 
-template <int WIDTH_OF_BUTTERFLY, int N> DEVICE void butterfly(Pair *x, bool first_is_maximum)
+template <First FIRST> DEVICE Pair combine(int i, Pair a, Pair b)
 {
-#pragma unroll
-    for (int mask = WIDTH_OF_BUTTERFLY / 2; mask; mask /= 2)
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            const Pair other = {shuffle(x[i].high, mask), shuffle(x[i].low, mask)};
-            x[i] = i == 0 && first_is_maximum ? larger_of(x[i], other) : x[i] + other;
-        }
+    if (i == 0 && FIRST == MAXIMUM) return {maximum(a.high, b.high), 0};
+    return i == 0 && FIRST == WIDE ? add_wide(a, wide(b)) : a + b;
 }
 
-/* N sums over the group, of which the first may be a maximum; all threads get the same bits. */
-template <int N> DEVICE void reduce(Group &group, Pair *x, bool first_is_maximum)
+template <int N, First FIRST> DEVICE void butterfly(Pair *x, int size)
 {
-    butterfly<(GROUP < 32 ? GROUP : 32), N>(x, first_is_maximum);
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2)
+        if (mask < size)
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const Pair other = {shuffle(x[i].high, mask), shuffle(x[i].low, mask)};
+                x[i] = combine<FIRST>(i, x[i], other);
+            }
+}
+
+/* N numbers over the group; all threads get the same bits. */
+template <int N, First FIRST = SUM> DEVICE void reduce(Group &group, Pair *x)
+{
+    butterfly<N, FIRST>(x, group.size);
 #if GROUP > 32
     enum { ENTRIES = CLUSTER * WARPS };
     Pair *const exchange = group.control->exchange[group.turn ^= 1];
@@ -87,14 +103,10 @@ template <int N> DEVICE void reduce(Group &group, Pair *x, bool first_is_maximum
 #endif
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        const bool is_maximum = i == 0 && first_is_maximum;
-        x[i] = {is_maximum ? NEGATIVE_INFINITY : 0, 0};
-        for (int k = lane; k < ENTRIES; k += 32) {
-            const Pair entry = exchange[i * ENTRIES + k];
-            x[i] = is_maximum ? larger_of(x[i], entry) : x[i] + entry;
-        }
+        x[i] = {i == 0 && FIRST == MAXIMUM ? NEGATIVE_INFINITY : 0, 0};
+        for (int k = lane; k < ENTRIES; k += 32) x[i] = combine<FIRST>(i, x[i], exchange[i * ENTRIES + k]);
     }
-    butterfly<32, N>(x, first_is_maximum);
+    butterfly<N, FIRST>(x, 32);
 #else
     __syncwarp();
 #endif
@@ -110,12 +122,12 @@ struct Place {
 };
 
 /* A thread has ITEMS classes at work: those of a vector, or one of each of as many rounds through the group. */
-#define STEP (WIDTH > 1 ? 1 : GROUP)
+#define STEP (WIDTH > 1 ? 1 : GROUP_SIZE)
 #define ROUNDS (ITEMS / WIDTH)
 
 template <class F> DEVICE void each_vector(const Place &place, const Group &group, F visit)
 {
-    for (INDEX j = group.lane; j < place.n; j += GROUP * ROUNDS) visit(j, place.base + j * WIDTH);
+    for (INDEX j = group.lane; j < place.n; j += group.size * ROUNDS) visit(j, place.base + j * WIDTH);
 }
 
 DEVICE bool is_class(const Job &job, INDEX c) { return (COUNT)c < (COUNT)job.n_classes; }
@@ -139,13 +151,14 @@ DEVICE void load(const Job &job, const Place &place, INDEX j, INDEX c, REAL fill
 #endif
 }
 
-/* Results to where they belong, or to the stage. */
+/* Results to the stage, or to where they belong. */
+template <bool IS_STAGED>
 DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 step, INDEX j, INDEX c, const REAL *x)
 {
-#if WIDTH == 1
-    char *const to = STAGES ? stage + j * place.step : row + c * step;
-    const i64 apart = STEP * (STAGES ? place.step : step);
     const bool whole = is_whole(job, c);
+#if WIDTH == 1
+    char *const to = IS_STAGED ? stage + j * place.step : row + c * step;
+    const i64 apart = STEP * (IS_STAGED ? place.step : step);
 #pragma unroll
     for (int q = 0; q < ITEMS; q++)
         if (whole || is_class(job, c + q * STEP)) *(STORED *)(to + q * apart) = stored_of(x[q]);
@@ -153,14 +166,17 @@ DEVICE void put(const Job &job, const Place &place, char *stage, char *row, i64 
     STORED item[ITEMS];
 #pragma unroll
     for (int q = 0; q < ITEMS; q++) item[q] = stored_of(x[q]);
-    if (is_whole(job, c)) {
+    char *const to = IS_STAGED ? stage + j * 16 : row + c * step;
+    const i64 apart = IS_STAGED ? ITEM : step;
+    if (whole && (IS_STAGED || (step == ITEM && ((u64)to & 15) == 0))) {
         Vector16 v;
         memcpy(&v, item, sizeof v);
-        *(Vector16 *)(stage + j * 16) = v;
+        if (IS_STAGED) *(Vector16 *)to = v;
+        else store_streaming(to, v);
     } else
 #pragma unroll
         for (int q = 0; q < ITEMS; q++)
-            if (is_class(job, c + q * STEP)) ((STORED *)(stage + j * 16))[q] = item[q];
+            if (is_class(job, c + q * STEP)) *(STORED *)(to + q * apart) = item[q];
 #endif
 }
 
@@ -185,18 +201,18 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
     Target target = {
         at(job.target, outer, inner), 0, counts ? s : 0, !is_weight(s), (REAL)(1 - job.label_smoothing), 0};
     if (target.is_wrong && reports) report(job, BAD_WEIGHT, row, 0, s);
-#if HAS_LABELS
-    const i64 label = integer_at(target.t, job.target_type);
-    if (job.has_ignore_index && label == job.ignore_index) target.weight = 0;
-    else if ((u64)label < (u64)job.n_classes) target.label = (INDEX)label;
-    else {
-        if (reports) report(job, BAD_TARGET, row, label, (double)label);
-        target.is_wrong = true;
-    }
+    if (HAS_LABELS) {
+        const i64 label = integer_at(target.t, job.target_type);
+        if (job.has_ignore_index && label == job.ignore_index) target.weight = 0;
+        else if ((u64)label < (u64)job.n_classes) target.label = (INDEX)label;
+        else {
+            if (reports) report(job, BAD_TARGET, row, bits_at(target.t, job.target_type), (double)label);
+            target.is_wrong = true;
+        }
 #if !SOFT
-    target.weight *= (double)class_weight(job, target.label);
+        target.weight *= (double)class_weight(job, target.label);
 #endif
-#endif
+    }
     return target;
 }
 #endif
@@ -205,11 +221,8 @@ DEVICE Target target_of(const Job &job, i64 outer, i64 inner, bool reports, bool
 /* The probability of class c, or what stands for it. */
 DEVICE REAL probability(const Job &job, const Target &target, INDEX c)
 {
-#if HAS_LABELS
-    return c == target.label ? 1 : 0;
-#else
-    return number_at<TARGET, REAL>(target.t + (i64)c * job.target.klass);
-#endif
+    if (HAS_LABELS) return c == target.label ? 1 : 0;
+    return floating_at<REAL>(target.t + (i64)c * job.target.klass, TARGET == ANY ? job.target_type : TARGET);
 }
 
 DEVICE REAL mass_of(const Job &job, const Target &target, INDEX c, REAL z)
@@ -230,27 +243,24 @@ DEVICE bool counts_without_mass(const Job &job)
 /* Note what is wrong with a probability, and whether another class than the ignored one has mass. */
 DEVICE void look_at(const Job &job, const Target &target, i64 row, INDEX c, bool reports, Pair &wrong, Pair &elsewhere)
 {
-#if !HAS_LABELS
+    if (HAS_LABELS) return;
     const REAL t = probability(job, target, c);
     if (!(t >= 0 && is_finite(t))) {
         wrong.high += 1;
         if (reports)
             report(job, BAD_TARGET, row * job.n_classes + c, 0,
-                number_at<TARGET, double>(target.t + (i64)c * job.target.klass));
+                floating_at<double>(target.t + (i64)c * job.target.klass, job.target_type));
     }
     if (c != job.ignore_index && t != 0) elsewhere.high += 1;
-#endif
 }
 
 /* What those notes, and a row without mass, mean for its weight. */
 DEVICE void weigh(const Job &job, Target &target, REAL mass, Pair wrong, Pair elsewhere)
 {
-#if !HAS_LABELS
     if (wrong.high > 0) target.is_wrong = true;
-    if (job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere.high == 0
+    if (!HAS_LABELS && job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere.high == 0
         && probability(job, target, (INDEX)job.ignore_index) > 0)
         target.weight = 0;
-#endif
     if (mass == 0 && !counts_without_mass(job)) target.weight = 0;
 }
 #endif
@@ -260,7 +270,7 @@ DEVICE void weigh(const Job &job, Target &target, REAL mass, Pair wrong, Pair el
 /* Where its results go. */
 struct Outputs {
     char *grad, *hess;
-    bool live;    /* one of the tile's rows, and not the shadow of one */
+    bool live;    /* there is such a row */
     bool reports; /* this thread, for all of the row */
 };
 
@@ -273,9 +283,9 @@ DEVICE void put_results(const Job &job, const Place &place, const Group &group, 
         load(job, place, j, c, NEGATIVE_INFINITY, z);
 #pragma unroll
         for (int q = 0; q < ITEMS; q++) result(c + q * STEP, z[q], grad[q], hess[q]);
-        put(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
+        put<STAGED>(job, place, place.z, outputs.grad, job.grad.klass, j, c, grad);
 #if HESSIAN
-        put(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
+        if (job.hess.data) put<HESSIAN_IS_STAGED>(job, place, place.hess, outputs.hess, job.hess.klass, j, c, hess);
 #endif
     });
 }
@@ -300,7 +310,7 @@ DEVICE double compute_row(
             if (SOFT && z[q] != NEGATIVE_INFINITY) top[1].high += 1;
         }
     });
-    reduce<(SOFT ? 2 : 1)>(group, top, true);
+    reduce<(SOFT ? 2 : 1), MAXIMUM>(group, top);
     const REAL max = top[0].high;
 
     /* Sums. The logit of the target comes with them where a block does not see the whole row. */
@@ -342,12 +352,12 @@ DEVICE double compute_row(
         add(sums[BELOW], e[0]);
     });
 #if SOFT
-    reduce<6>(group, sums, false);
+    reduce<6>(group, sums);
 #elif IS_LOSS && CLUSTER > 1
-    reduce<3>(group, sums, false);
+    reduce<3>(group, sums);
     target_logit = sums[THIRD].high;
 #else
-    reduce<2>(group, sums, false);
+    reduce<2>(group, sums);
 #endif
     const Softmax softmax = softmax_of(max, sums[BELOW], sums[ONES].high);
 
@@ -358,8 +368,6 @@ DEVICE double compute_row(
 #elif TASK == 3
     put_results(job, place, group, outputs,
         [&](INDEX c, REAL z, REAL &grad, REAL &hess) { grad = shift(z, max) - softmax.log_sum; });
-    return 0;
-#elif TASK == 4
     return (double)log_sum_exp(softmax, total(sums[BELOW]) + sums[ONES].high);
 #elif !SOFT
     const REAL e_target = exponential(target_logit, max);
@@ -388,10 +396,28 @@ DEVICE double compute_row(
     });
     return finish(job, target, value);
 #else
+    double distance = (double)total(sums[DISTANCE]);
+#if !REAL_IS_DOUBLE
+    if (any_of_warp(distance == (double)INFINITE)) {
+        Pair exact[1] = {};
+        each_vector(place, group, [&](INDEX j, INDEX c) {
+            REAL z[ITEMS];
+            load(job, place, j, c, NEGATIVE_INFINITY, z);
+            for (int q = 0; q < ITEMS; q++) {
+                const REAL u =
+                    is_class(job, c + q * STEP) && z[q] != max ? mass_of(job, target, c + q * STEP, z[q]) : 0;
+                if (u != 0) exact[0] = add_wide(exact[0], (double)u * ((double)max - (double)z[q]));
+            }
+        });
+        reduce<1, WIDE>(group, exact);
+        if (distance == (double)INFINITE) distance = wide(exact[0]);
+    }
+#endif
     weigh(job, target, total(sums[MASS]), sums[WRONG], sums[ELSEWHERE]);
     const REAL scale = scale_of(job, target.weight, inverse), scaled_inverse = scale * softmax.inverse;
     const bool is_zero = target.is_wrong || target.weight == 0;
     Pair mass = sums[MASS];
+    const double plain = (double)total(mass) * (double)softmax.log_sum + distance;
 #if TASK == 1
     const REAL gamma = (REAL)usable_gamma(job.gamma);
     enum { VALUE, A, B };
@@ -410,14 +436,17 @@ DEVICE double compute_row(
                 add(focal_sums[B], without_zero(u, focal.curvature));
             }
     });
-    reduce<3>(group, focal_sums, false);
-    /* A row of nothing but masked classes has no mass whose loss could say so. */
-    const double value = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
+    reduce<3>(group, focal_sums);
+    /* A row of nothing but masked classes has no mass whose loss could say so. Where only a distance overflows, q^gamma
+     * is 1 and the cross-entropy is the focal loss. */
+    const double modulated = (double)total(focal_sums[VALUE]) + 0 * (double)softmax.log_sum;
+    const double value = !REAL_IS_DOUBLE && modulated == (double)INFINITE ? plain : modulated;
     mass = focal_sums[A];
 #else
-    const double value = (double)total(mass) * (double)softmax.log_sum + (double)total(sums[DISTANCE]);
+    const double value = plain;
     const REAL mass_factor = scaled_inverse * total(mass);
 #endif
+    const double loss = finish(job, target, value);
     put_results(job, place, group, outputs, [&](INDEX c, REAL z, REAL &grad, REAL &hess) {
         grad = hess = 0;
         if (is_zero || !is_class(job, c)) return;
@@ -435,13 +464,13 @@ DEVICE double compute_row(
 #endif
         grad = weighed_gradient(softmax, e, u, (mass.high - u) + mass.low, scaled_inverse);
     });
-    return finish(job, target, value);
+    return loss;
 #endif
 }
 
 #else
 /* From log-probabilities or probabilities: value -sum u x, or -sum u log x, with 0 * inf = 0; nothing is clipped. A NaN
- * anywhere makes the row NaN. In double: u / x may overflow where scale u / x does not. */
+ * anywhere makes the row NaN. In double: u x may overflow, and u / x where scale u / x does not. */
 DEVICE double compute_row(
     const Job &job, const Place &place, Group &group, Target target, i64 row, const Outputs &outputs, double inverse)
 {
@@ -453,7 +482,7 @@ DEVICE double compute_row(
         for (int q = 0; q < ITEMS; q++)
             if (x[q] != MASKED) unmasked[0].high += 1;
     });
-    reduce<1>(group, unmasked, false);
+    reduce<1>(group, unmasked);
     target.uniform = job.label_smoothing > 0 ? (REAL)(job.label_smoothing / (double)unmasked[0].high) : 0;
     enum { VALUE, MASS, NANS, WRONG, ELSEWHERE };
     Pair sums[5] = {};
@@ -467,10 +496,11 @@ DEVICE double compute_row(
                 look_at(job, target, row, c + q * STEP, outputs.live, sums[WRONG], sums[ELSEWHERE]);
                 if (x[q] != x[q]) sums[NANS].high += 1;
                 add(sums[MASS], u);
-                add(sums[VALUE], without_zero(u, INPUTS == 2 ? -log_of(x[q] + 0) : -x[q]));
+                const double minus_log_p = INPUTS == 2 ? -(double)log_of(x[q] + 0) : -(double)x[q];
+                if (u != 0) sums[VALUE] = add_wide(sums[VALUE], (double)u * minus_log_p);
             }
     });
-    reduce<5>(group, sums, false);
+    reduce<5, WIDE>(group, sums);
     weigh(job, target, total(sums[MASS]), sums[WRONG], sums[ELSEWHERE]);
     const bool is_zero = target.is_wrong || target.weight == 0, is_nan = sums[NANS].high > 0;
     const double scale = (double)scale_of(job, target.weight, inverse);
@@ -480,16 +510,17 @@ DEVICE double compute_row(
         const double u = (double)mass_of(job, target, c, x), p = fabs((double)x), limit = (double)NOT_A_NUMBER;
         if (u == 0 && !is_nan) return;
         grad = (REAL)(is_nan ? limit : INPUTS == 2 ? -(scale * u / p) : -(scale * u));
-        hess = (REAL)(is_nan ? limit : INPUTS == 2 ? scale * u / p / p : 0);
+        hess = (REAL)(is_nan ? limit : INPUTS == 2 && job.hess.data ? scale * u / p / p : 0);
     });
-    return finish(job, target, is_nan ? (double)NOT_A_NUMBER : (double)total(sums[VALUE]));
+    return finish(job, target, is_nan ? (double)NOT_A_NUMBER : wide(sums[VALUE]));
 }
 #endif
 
 /* One row with its target, weights and loss; returns what it adds to the sum. */
 DEVICE double work_on_row(
-    const Job &job, const Place &place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
+    const Job &job, Place place, Group &group, i64 outer, i64 inner, bool live, double inverse, bool counts)
 {
+    if (!live) place.n = 0; /* a group beyond the last row looks at nothing, and takes part in shuffles */
     const Outputs outputs = {
         at(job.grad, outer, inner), at(job.hess, outer, inner), live, live && group.lane == 0 && group.rank == 0};
 #if IS_LOSS
@@ -505,9 +536,7 @@ DEVICE double work_on_row(
 
 /* ---- tiles ---- */
 
-#if STAGES > 0
-enum { DEPTH = STAGES > 1 ? STAGES - 1 : 1 };
-
+#if STAGED
 /* Tile number t: rows from `inner` on, and the vectors of memory that hold what this block sees of them. */
 struct Tile {
     i64 outer, inner, first; /* first: bytes from the beginning of the rows to that of the window */
@@ -552,13 +581,22 @@ DEVICE void fetch(const Tile &tile, char *stage, u64 *arrived)
 /* Bytes of the tile's rows from the stage to `array`: whole vectors where both are aligned alike, else elements. */
 DEVICE void send(const Job &job, const Tile &tile, const Array &array, const char *stage)
 {
+    const i64 length = job.n_classes * ITEM;
     char *const to = at(array, tile.outer, tile.inner) + tile.first;
-    const i64 end = tile.rows * job.n_classes * ITEM - tile.first;
+    const i64 end = tile.rows * length - tile.first;
     const u32 begin = tile.first < 0 ? (u32)-tile.first : 0, limit = end < 0 ? 0 : (u32)smaller(end, tile.bytes);
     u32 inside = limit, outside = limit; /* of the vectors that are all the tile's */
     if (((u64)to & 15) == 0 && begin < limit) {
         inside = (begin + 15) / 16 * 16, outside = limit / 16 * 16;
         if (outside < inside) inside = outside = limit;
+    }
+    if (array.klass != ITEM || (tile.rows > 1 && array.inner != length)) { /* not as the logits lie */
+        for (u32 i = begin + threadIdx.x * ITEM; i < limit; i += THREADS * ITEM) {
+            const u32 number = (i + (u32)tile.first) / ITEM, row = number / (u32)job.n_classes;
+            *(STORED *)(at(array, tile.outer, tile.inner + row) + (number - row * (u32)job.n_classes) * array.klass) =
+                *(const STORED *)(stage + i);
+        }
+        return;
     }
 #if BULK
     if (threadIdx.x == 0 && inside < outside) bulk_store(to + inside, stage + inside, outside - inside);
@@ -585,7 +623,7 @@ DEVICE Place place_in(const Job &job, const Tile &tile, char *stage, i64 row)
     place.n = (int)(smaller(end, tile.bytes) - aligned + 15) / 16;
 #endif
     place.step = ITEM;
-    place.hess = place.z + STAGES * job.stage_bytes;
+    place.hess = place.z + job.stages * job.stage_bytes;
     return place;
 }
 #endif
@@ -598,11 +636,11 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
 {
     SHARED_MEMORY(shared_memory);
     Control *const control = (Control *)shared_memory;
-    Group group = {(int)threadIdx.x % GROUP, 0, 0, control};
+    Group group = {(int)threadIdx.x % GROUP_SIZE, 0, 0, GROUP_SIZE, control};
 #if CLUSTER > 1
     group.rank = (int)cluster_rank();
 #endif
-    const int local = threadIdx.x / GROUP;
+    const int local = (int)threadIdx.x / GROUP_SIZE, at_once = THREADS / GROUP_SIZE;
     const double divisor = divisor_of(job), inverse = job.divisor ? 1 / divisor : job.scale;
     const bool counts = divisor > 0;
     const i64 per_outer = (job.n_inner + job.tile_rows - 1) / job.tile_rows, n_tiles = job.n_outer * per_outer;
@@ -610,11 +648,12 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
               last = smaller(first + job.tiles_per_block, n_tiles);
     double sum = 0;
 
-#if STAGES > 0
+#if STAGED
+    const int depth = job.stages > 1 ? job.stages - 1 : 1; /* tiles on their way */
     char *const stages = (char *)shared_memory + (sizeof(Control) + 127) / 128 * 128;
 #if BULK
     if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) barrier_init(&control->arrived[s]);
+        for (int s = 0; s < job.stages; s++) barrier_init(&control->arrived[s]);
         barrier_init_fence();
     }
 #endif
@@ -623,25 +662,26 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
 #else
     __syncthreads();
 #endif
-    const auto fetch_tile = [&](i64 t) {
-        const int s = (int)((t - first) % STAGES);
+    const auto fetch_tile = [&](i64 t, int s) {
         if (t < last) fetch(tile_of(job, t, group.rank), stages + s * job.stage_bytes, &control->arrived[s]);
 #if !BULK
         copy_async_commit();
 #endif
     };
-    for (i64 t = first; t < first + DEPTH; t++) fetch_tile(t);
+    for (int s = 0; s < depth; s++) fetch_tile(first + s, s);
+    u32 parity = 0;
+    int s = 0;
     for (i64 t = first; t < last; t++) {
-        const int s = (int)((t - first) % STAGES);
         char *const stage = stages + s * job.stage_bytes;
         const Tile tile = tile_of(job, t, group.rank);
 #if BULK
-        barrier_wait(&control->arrived[s], (u32)((t - first) / STAGES & 1));
+        barrier_wait(&control->arrived[s], parity);
 #else
-        copy_async_wait<DEPTH - 1>();
+        if (depth > 1) copy_async_wait<1>(); /* there are 3 stages at most */
+        else copy_async_wait<0>();
         __syncthreads();
 #endif
-        for (int i = 0; i < tile.rows; i += THREADS / GROUP) { /* as often for all, so that shuffles stay together */
+        for (int i = 0; i < tile.rows; i += at_once) { /* as often for all, so that shuffles stay together */
             const bool live = i + local < tile.rows;
             const i64 row = live ? i + local : tile.rows - 1;
             sum += work_on_row(
@@ -653,20 +693,20 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
         __syncthreads();
         if (job.grad.data) {
             send(job, tile, job.grad, stage);
-#if HESSIAN
-            send(job, tile, job.hess, stage + STAGES * job.stage_bytes);
+#if HESSIAN_IS_STAGED
+            if (job.hess.data) send(job, tile, job.hess, stage + job.stages * job.stage_bytes);
 #endif
         }
-#if STAGES == 1
-        __syncthreads();
-#endif
+        if (job.stages == 1) __syncthreads();
 #if BULK
         if (threadIdx.x == 0) {
             bulk_commit();
-            bulk_wait_read<(STAGES > 1 ? 1 : 0)>();
+            if (job.stages > 1) bulk_wait_read<1>();
+            else bulk_wait_read<0>();
         }
 #endif
-        fetch_tile(t + DEPTH); /* to where the tile before this one was */
+        fetch_tile(t + depth, (s ? s : job.stages) - 1); /* to where the tile before this one was */
+        if (++s == job.stages) s = 0, parity ^= 1;
     }
 #if BULK
     if (threadIdx.x == 0) bulk_wait_all();
@@ -675,7 +715,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
     for (i64 t = first; t < last; t++) {
         const i64 outer = job.n_outer > 1 ? t / per_outer : 0, begin = (t - outer * per_outer) * job.tile_rows;
         const int rows_here = (int)smaller(job.tile_rows, job.n_inner - begin);
-        for (int i = 0; i < rows_here; i += THREADS / GROUP) {
+        for (int i = 0; i < rows_here; i += at_once) {
             const bool live = i + local < rows_here;
             const i64 inner = begin + (live ? i + local : rows_here - 1);
             const Place place = {at(job.logits, outer, inner), nullptr, job.logits.klass, 0, job.n_classes};

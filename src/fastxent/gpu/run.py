@@ -3,6 +3,8 @@
 a) All calls are made on the device of the arrays and on its current stream; values are arrays of no dimension.
 b) What is wrong in targets and weights is recorded by the kernels, and raised by a later call or by ``check``. For its
    text a call leaves behind a few numbers, never its arrays.
+c) A call that is captured in a graph writes to the same memory whenever that is launched, and nobody tells when it will
+   not be any more. So all memory that such a call takes is kept for good.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ def _place(array: Any) -> _Place | None:
     return None if array is None else _Place(array.data.ptr, array.shape, array.strides)
 
 
+def _dtype(given: Any) -> np.dtype[Any]:
+    """The dtype of an array or a number."""
+    return given.dtype if hasattr(given, "dtype") else np.dtype(int if isinstance(given, int) else float)
+
+
 class _Job(engine.Job):
     """A job that remembers where the arrays lie whose values may be wrong."""
 
@@ -75,21 +82,26 @@ class _Call(NamedTuple):
 
     blamed: str
     expected: _check.Expected
-    dtype: np.dtype[Any]
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
     n_axes: tuple[int, int]
     whole: tuple[_Place | None, _Place | None]
-    of_job: tuple[_Place | None, _Place | None]
+    of_jobs: list[tuple[_Place | None, _Place | None]]
 
-    def fail(self, flaw: Any) -> NoReturn:
-        """Raise what is wrong, as the CPU does, and say that it is late."""
+    def fail(self, number: int, flaw: Any) -> NoReturn:
+        """Raise what is wrong with job ``number`` of the call, as the CPU does, and say that it is late."""
         which = int(flaw.kind == engine.BAD_WEIGHT)
-        whole, of_job = self.whole[which], self.of_job[which]
+        whole, of_job = self.whole[which], self.of_jobs[number][which]
         assert whole is not None
         assert of_job is not None
         index = whole.index_of(of_job.address_of(flaw.position), self.n_axes[which])
-        rule = _check.SAMPLE_WEIGHT_RULE if which else _check.target_rule(self.dtype, *self.expected[:2])
+        dtype, value, (k, ignore_index, scores) = self.dtypes[which], flaw.value, self.expected
+        rule = _check.SAMPLE_WEIGHT_RULE if which else _check.target_rule(dtype, k, ignore_index)
+        if dtype.kind in "bui":  # integer weights became float64 on their way, labels int64
+            value = int(value) % 2**64 if dtype.kind == "u" else int(value)
+        elif not which and k is not None and 0 <= value < np.inf:
+            rule = _check.finite_in(scores)
         where = index[0] if len(index) == 1 else index
-        _check.fail(ValueError, _ARGUMENTS[which], rule, flaw.value, where, LATE)
+        _check.fail(ValueError, _ARGUMENTS[which], rule, value, where, LATE)
 
 
 class GpuRun(Run):
@@ -98,8 +110,9 @@ class GpuRun(Run):
     job = _Job
 
     def __init__(self) -> None:
-        self._calls: OrderedDict[int, _Call] = OrderedDict()
-        self._numbering = threading.Lock()
+        self._calls: OrderedDict[int, _Call] = OrderedDict()  # by the number of their first job
+        self._lock = threading.Lock()
+        self._kept: list[Any] = []  # what graphs refer to
 
     @property
     def xp(self) -> Any:
@@ -109,8 +122,23 @@ class GpuRun(Run):
     def on(self, device: Any, compute: Callable[[Run], Result]) -> Result:
         """Return ``compute`` of this side on a device, after raising what was wrong before."""
         with device:
-            self._raise_late()
-            return compute(self)
+            if not self._is_capturing():
+                self._raise_late()
+                return compute(self)
+            allocate = self.xp.cuda.get_allocator()
+
+            def allocate_for_good(size: int) -> Any:
+                memory = allocate(size)
+                self._kept.append(memory)
+                return memory
+
+            with self.xp.cuda.using_allocator(allocate_for_good):
+                return compute(self)
+
+    def _is_capturing(self) -> bool:
+        """Whether the current stream records what it is given; the default stream cannot, and must not be asked."""
+        stream = self.xp.cuda.get_current_stream()
+        return stream.ptr > 1 and bool(stream.is_capturing())
 
     def check(self) -> None:
         """Wait, and raise what was wrong in the calls up to here."""
@@ -121,13 +149,17 @@ class GpuRun(Run):
         flaw = engine.flaws()
         if flaw is None:
             return
-        call = self._calls.get(flaw.call)
+        with self._lock:
+            first = max((number for number in self._calls if number <= flaw.call), default=0)
+            call = self._calls.get(first)
+        if call is not None and flaw.call - first >= len(call.of_jobs):
+            call = None
         if flaw.kind == engine.BAD_DIVISOR:
             blamed = call.blamed if call else "sample_weight"
             _check.fail(ValueError, blamed, _check.FINITE_SUM, flaw.value, note=LATE)
         if call is None:  # so many calls ago that it has been forgotten
             _check.fail(ValueError, _ARGUMENTS[flaw.kind == engine.BAD_WEIGHT], "be valid", flaw.value, note=LATE)
-        call.fail(flaw)
+        call.fail(flaw.call - first, flaw)
 
     def evaluate(
         self,
@@ -143,10 +175,18 @@ class GpuRun(Run):
         blamed: str,
     ) -> Any:
         """Have the kernels look at targets and weights while they compute."""
-        with self._numbering:  # of several Python threads
-            value = engine.evaluate(jobs, reduction=reduction)
-            first = engine.last_call() - len(jobs) + 1
-        if CHECK:
+        n_axes = target.ndim, getattr(given_weight, "ndim", 0)
+        whole = _place(target), _place(sample_weight)
+        call = _Call(
+            blamed, expected, (target.dtype, _dtype(given_weight)), n_axes, whole, [job.places for job in jobs]
+        )
+        with self._lock:
+            first = engine.numbers(len(jobs))
+            self._calls[first] = call
+            if len(self._calls) > MOST_CALLS:
+                self._calls.popitem(last=False)
+        value = engine.evaluate(jobs, reduction=reduction, first=first)
+        if CHECK and not self._is_capturing():
             self.xp.cuda.get_current_stream().synchronize()
             flaw = engine.flaws()
             if flaw is not None:
@@ -155,13 +195,6 @@ class GpuRun(Run):
                 if flaw.kind == engine.BAD_WEIGHT:
                     _check.explain_sample_weight(_check.on_host(given_weight))
                 _check.explain_target(target.get(), *expected)
-        else:
-            n_axes = target.ndim, getattr(given_weight, "ndim", 0)
-            whole = _place(target), _place(sample_weight)
-            for number, job in enumerate(jobs, first):
-                self._calls[number] = _Call(blamed, expected, target.dtype, n_axes, whole, job.places)
-            while len(self._calls) > MOST_CALLS:
-                self._calls.popitem(last=False)
         return value if loss is None else loss
 
     def activate(self, job: Any) -> None:
@@ -196,7 +229,12 @@ class GpuRun(Run):
         cuda = self.xp.cuda
         # One handle may stand for the default streams of several threads.
         place = (key, cuda.Device().id, cuda.get_current_stream().ptr, threading.get_ident())
-        array = kept.get(place)
+        array, captures = kept.get(place), self._is_capturing()
+        if captures:
+            if array is None:
+                rule = "be called once on this stream before calls are captured"
+                _check.fail(RuntimeError, "loss", rule, f"{type(loss).__name__} whose weights are not on the GPU yet")
+            self._kept.append(array)
         if array is None:
             if len(kept) >= MOST_KEPT:
                 kept.clear()

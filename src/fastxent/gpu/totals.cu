@@ -20,13 +20,15 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, dou
 /* Of distributions: GROUP threads have a row; its sum is that of the first. */
 DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, double *of_warps)
 {
-    double sum = 0, elsewhere = 0;
+    PairOf<double> masses = {0, 0};
+    double elsewhere = 0;
     const char *const row = at(job.target, outer, inner);
     for (i64 c = threadIdx.x % GROUP; c < job.n_classes; c += GROUP) {
-        const double t = number_at<TARGET, double>(row + c * job.target.klass);
-        sum += job.class_weight ? (double)job.class_weight[c] * t : t;
+        const double t = floating_at<double>(row + c * job.target.klass, job.target_type);
+        add(masses, job.class_weight ? (double)job.class_weight[c] * t : t);
         if (c != job.ignore_index && t != 0) elsewhere = 1;
     }
+    double sum = total(masses);
     for (int mask = (GROUP < 32 ? GROUP : 32) / 2; mask; mask /= 2)
         sum += shuffle(sum, mask), elsewhere += shuffle(elsewhere, mask);
 #if GROUP > 32
@@ -35,7 +37,7 @@ DEVICE double weight_of_row(const Job &job, i64 outer, i64 inner, bool live, dou
 #endif
     if (!live || threadIdx.x % GROUP) return 0;
     if (job.has_ignore_index && (u64)job.ignore_index < (u64)job.n_classes && elsewhere == 0
-        && number_at<TARGET, double>(row + job.ignore_index * job.target.klass) > 0)
+        && floating_at<double>(row + job.ignore_index * job.target.klass, job.target_type) > 0)
         return 0;
     const double s = sample_weight_at(job, outer, inner);
     return is_weight(s) && sum >= 0 ? s * sum : 0;
@@ -63,14 +65,14 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) divisor(const __grid_constant__ Job jo
     SHARED_MEMORY(shared_memory);
     const i64 per_outer = job.n_inner * (COUNTED == 2 ? job.n_classes : 1);
     const i64 rows = job.n_outer * per_outer, begin = (i64)blockIdx.x * job.tile_rows;
-    double sum = 0;
+    PairOf<double> weights = {0, 0};
     for (int i = 0; i < job.tile_rows; i += THREADS / GROUP) {
         const i64 row = begin + i + threadIdx.x / GROUP;
         const bool live = i + (int)threadIdx.x / GROUP < job.tile_rows && row < rows;
         const i64 kept = live ? row : rows - 1, outer = job.n_outer > 1 ? kept / per_outer : 0;
-        sum += weight_of_row(job, outer, kept - outer * per_outer, live, (double *)shared_memory);
+        add(weights, weight_of_row(job, outer, kept - outer * per_outer, live, (double *)shared_memory));
     }
-    sum = sum_of_block(sum, (double *)shared_memory);
+    const double sum = sum_of_block(total(weights), (double *)shared_memory);
     if (threadIdx.x == 0) job.partial[blockIdx.x] = sum;
 }
 #else
@@ -80,9 +82,9 @@ KERNEL __launch_bounds__(THREADS, BLOCKS)
     add_up(const __grid_constant__ Job job, i64 count, double host_divisor, int is_divisor, double *out)
 {
     SHARED_MEMORY(shared_memory);
-    double sum = 0;
-    for (i64 i = threadIdx.x; i < count; i += THREADS) sum += job.partial[i];
-    sum = sum_of_block(sum, (double *)shared_memory);
+    PairOf<double> partials = {0, 0};
+    for (i64 i = threadIdx.x; i < count; i += THREADS) add(partials, (double)job.partial[i]);
+    const double sum = sum_of_block(total(partials), (double *)shared_memory);
     if (threadIdx.x) return;
     const double divisor = job.divisor ? *job.divisor : host_divisor;
     if (is_divisor && !is_finite(sum)) report(job, BAD_DIVISOR, 0, 0, sum);

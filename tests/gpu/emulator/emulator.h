@@ -332,6 +332,12 @@ template <class T> DEVICE T shuffle(T x, int mask)
     return x;
 }
 
+DEVICE bool any_of_warp(bool x)
+{
+    for (int mask = 16; mask; mask /= 2) x |= shuffle(x, mask);
+    return x;
+}
+
 DEVICE Vector16 load_streaming(const void *from)
 {
     emulator::check_aligned(from, 16, "vector load");

@@ -96,7 +96,9 @@ class Function:
 
     def _compiled(self):
         if self._emulate is None:
-            text = self.source + _glue(self.name, TYPE_OF_DOUBLE not in self.source)
+            # Only of float32: what knows nothing but doubles must keep theirs.
+            flushes = TYPE_OF_DOUBLE not in self.source and self.name != "add_up"
+            text = self.source + _glue(self.name, flushes)
             key = hashlib.sha256("\0".join([HEADER.read_text(), text, *OPTIONS]).encode()).hexdigest()[:32]
             library = cache_folder() / f"{key}.so"
             if not library.exists():
