@@ -94,11 +94,11 @@ ITEMS = 4
 REGISTERS_OF_ROW = {
     "plain": (64, 104),
     "index": (96, 104),
-    "soft": (112, 112),
-    "focal distribution": (112, 128),
-    "activation": (64, 104),
+    "soft": (104, 104),
+    "focal distribution": (104, 128),
+    "activation": (56, 104),
 }
-REGISTERS_OF_STRIDES = 16
+REGISTERS_OF_STRIDES = 24
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 REGISTERS_OF_ELEMENT = {2: 80, 4: 64, 8: 128}
 REGISTERS_OF_WIDE_TARGETS = 40
