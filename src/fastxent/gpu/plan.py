@@ -97,11 +97,11 @@ ITEMS = 4
 REGISTERS_OF_ROW = {
     "plain": (64, 104),
     "index": (96, 104),
-    "soft": (112, 112),
-    "focal distribution": (112, 128),
-    "activation": (64, 104),
+    "soft": (104, 104),
+    "focal distribution": (104, 128),
+    "activation": (56, 104),
 }
-REGISTERS_OF_STRIDES = 16
+REGISTERS_OF_STRIDES = 24
 ELEMENTS_THREADS, ELEMENTS_VECTORS = 256, 4
 # The same, by the bytes of a logit: of values and gradients, and of Hessians and focal losses.
 REGISTERS_OF_ELEMENT = {2: (80, 96), 4: (80, 80), 8: (128, 128)}
