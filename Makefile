@@ -37,7 +37,7 @@ gpu-test: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on CuPy arrays, a
 	$(BIN)/python -c 'import fastxent.gpu, sys; fastxent.gpu.is_available() or sys.exit("CuPy finds no GPU here")'
 	$(BIN)/python -m pytest -k "gpu and not emulated and not stand_in" tests/test_gpu_parity.py tests/test_gpu_alone.py
 
-gpu-emulated: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on the kernels of the GPU, emulated (a quarter of an hour)
+gpu-emulated: $(BUILT) $(call GROUP,test)  ## the tests of the CPU on the kernels of the GPU, emulated (half an hour)
 	$(BIN)/python -m pytest -m "emulated or not emulated" -k emulated tests/test_gpu_parity.py
 
 gpu-bench: $(BUILT) $(call GROUP,test)  ## the speed table on a GPU, beside the peers that can be imported
