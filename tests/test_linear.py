@@ -375,3 +375,18 @@ def test_the_loss_is_left_alone():
     linear.value(loss, *GOOD)
     assert loss == replace(loss)
     assert loss.class_weight == "balanced"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_features", [20, 400])  # float32 rows of 400 have their gradient made as its transpose
+def test_gradients_are_in_c_order_whatever_the_length_of_rows(dtype, n_features):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2500, n_features)).astype(dtype)
+    target, coef = rng.integers(0, 5, 2500), (0.1 * rng.standard_normal((5, n_features))).astype(dtype)
+    _, grad, _ = linear.value_and_grad(fx.CrossEntropy(), X, target, coef)
+    wide = X.astype(np.float64)
+    _, residuals = fx.CrossEntropy().value_and_grad(wide @ coef.T.astype(np.float64), target)
+    assert grad.flags.c_contiguous
+    scale = np.abs(residuals).T @ np.abs(wide)
+    # Logits are sums of n_features products, and gradients of 2500, each rounded.
+    assert (np.abs(grad - residuals.T @ wide) <= n_features * np.finfo(dtype).eps * scale).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ Array = npt.NDArray[Any]
 
 # With fewer rows the products lose more than the cache gives, as each of them goes through all coefficients.
 LEAST_ROWS = 1024
+# float32 gradients of rows this long are made as their transpose: up to twice as fast with the sgemm of OpenBLAS 0.3.30 at
+# AVX-512 (48 against 70 ms for 60000 x 784 x 10), and never slower by more than 3 %; of shorter rows it is slower.
+LONG_FLOAT32 = 1 << 10
 # Modes of files in memory whose pages can be given back without losing what was written to them.
 SHARED = ("r", "r+", "w+")
 
@@ -54,6 +57,8 @@ class Dense:
     def __init__(self, array: Array, dtype: np.dtype[Any]):
         self.array, self.dtype = array, dtype
         self.row_bytes = array.shape[1] * dtype.itemsize
+        long_float32 = dtype.itemsize == 4 and self.row_bytes >= LONG_FLOAT32
+        self.order: Literal["C", "F"] = "F" if long_float32 else "C"  # of the sums that `add` adds to
         self.gemm: Any = scipy_module("linalg.blas").get_blas_funcs("gemm", dtype=dtype)
         self.file = _file_of(array)
 
@@ -74,8 +79,11 @@ class Dense:
         self.gemm(1.0, coef.T, x.T, 1.0, out.T, 1, 0, 1)
 
     def add(self, x: Array, residuals: Array, total: Array) -> None:
-        """``total += residuals.T @ x``."""
-        self.gemm(1.0, x.T, residuals.T, 1.0, total.T, 0, 1, 1)
+        """``total += residuals.T @ x``, in either order of memory."""
+        if total.flags.c_contiguous:
+            self.gemm(1.0, x.T, residuals.T, 1.0, total.T, 0, 1, 1)
+        else:
+            self.gemm(1.0, residuals.T, x.T, 1.0, total, 0, 1, 1)
 
     def forget(self) -> None:
         """Give the pages of a file back, which else would stay in memory as long as there is room."""
@@ -92,6 +100,7 @@ class Sparse:
         self.row_bytes = 0
         # The product back is a new array of the size of the coefficients: the logits of a block may well take as much.
         self.least_rows = matrix.shape[1]
+        self.order: Literal["C", "F"] = "C"
 
     def rows(self, some: slice) -> Any:
         """Return a block that shares the memory of the matrix."""

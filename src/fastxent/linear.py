@@ -284,7 +284,7 @@ class _Model:
             if rows < 1:
                 _check.fail(ValueError, "block_rows", "be >= 1", block_rows)
         self.rows = max(min(rows, self.n_samples), 1)
-        self.grad_coef = np.zeros((n_outputs, n_features), self.dtype)
+        self.grad_coef = np.zeros((n_outputs, n_features), self.dtype, self.x.order)
         self.grad_intercept = np.zeros(n_outputs)
 
     def parameters(self, coef_name: str, coef: Any, intercept_name: str, intercept: Any) -> tuple[Array, Array]:
@@ -333,7 +333,7 @@ class _Model:
     def gradients(self) -> tuple[Array, Array | None]:
         """Return the gradients in the shapes and the dtype of the coefficients."""
         coef, intercept = (
-            self.mean(total).astype(self.result_dtype, copy=False).reshape(shape)
+            self.mean(total).astype(self.result_dtype, order="C", copy=False).reshape(shape)
             for total, shape in ((self.grad_coef, self.shape), (self.grad_intercept, self.shape[:-1]))
         )
         return coef, intercept if self.has_intercept else None
