@@ -27,8 +27,8 @@ from fastxent.cpu.run import run as run_on_cpu
 try:
     da: Any = import_module("dask.array")
     block_ids: Any = import_module("dask.layers").ArrayBlockIdDep
-except ImportError as error:
-    raise ImportError('fastxent.dask needs dask: pip install "fastxent[dask]"') from error
+except ImportError as _error:
+    raise ImportError('fastxent.dask needs dask: pip install "fastxent[dask]"') from _error
 
 __all__ = ["linear_value_and_grad", "value", "value_and_grad"]
 
