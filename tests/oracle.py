@@ -86,12 +86,17 @@ def _bounds(options, dtype, x, target, sample_weight, grad, hess):
     gap_of_top = np.where(is_top, gap, 0)
     grad_bound = (OPTIONS + magnified) * p * np.maximum(total - mass, 0) + (OPTIONS + gap_of_top) * mass * not_p
     hess_bound = (OPTIONS + BASE + magnified + gap_of_top) * total * p * not_p
-    slack = slack * (1 + total)
+    slack = slack * (1 + total) * _for_subnormals(dtype, distance)
     return (
         _reduced(value_bound[..., 0] + slack[..., 0], options),
         np.moveaxis(eps(dtype) * grad_bound + slack, -1, axis),
         np.moveaxis(eps(dtype) * hess_bound + slack, -1, axis),
     )
+
+
+def _for_subnormals(dtype, distance):
+    """Times `subnormal_slack`: each subnormal exponential may be half a unit off, a fourth of that, and their sum all of it."""
+    return 1 + (distance > -np.log(float(np.finfo(dtype).tiny))).sum(-1, keepdims=True) / 4
 
 
 def _reduced(per_row, options):
@@ -192,6 +197,7 @@ def focal(options, logits, target, sample_weight=None):
         p**2 * (_sum_of_others(b * per_class) + 2 * distance * _sum_of_others(b)) + not_p * b_not_p * per_class
     )
     scale = _times(mass, (1 + gamma) ** 2 * (1 + np.where(np.isinf(log_p), 0, -log_p))).sum(-1, keepdims=True)
+    scale = (1 + scale) * _for_subnormals(dtype, distance) - 1
     bounds = (value_bound, np.moveaxis(grad_bound, -1, axis), np.moveaxis(hess_bound, -1, axis))
     scales = (scale[..., 0], *[np.moveaxis(np.broadcast_to(scale, z.shape), -1, axis)] * 2)
     return _expected((value, grad, hess), bounds, options, dtype, scales)

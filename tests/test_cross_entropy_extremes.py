@@ -232,3 +232,15 @@ def test_masked_inputs_get_no_smoothing_mass(dtype, inputs):
     assert value == pytest.approx((0.75 * 1 + 0.25 * 3) * (LOG_2 if inputs == "probs" else 1), rel=close)
     expected = [-0.75, 0, -0.25, 0] if inputs == "log_probs" else [-1.5, 0, -2, 0]
     np.testing.assert_allclose(grad, [expected], rtol=close)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 6, 10, 34, 101, 1001])
+def test_sums_of_subnormal_numbers_lose_half_a_unit_of_each(n_classes):
+    # exp(-100) is 26.5 units of float32, and becomes 27 of them.
+    logits = np.zeros((1, n_classes), np.float32)
+    logits[0, 0] = 100
+    unit = float(np.finfo(np.float32).smallest_subnormal)
+    expected = (n_classes - 1) * np.exp(-100.0) / unit
+    value, grad = fx.CrossEntropy(reduction="none").value_and_grad(logits, [0])
+    assert abs(float(value[0]) / unit - expected) <= (n_classes - 1) / 2 + 2
+    assert abs(-float(grad[0, 0]) / unit - expected) <= (n_classes - 1) / 2 + 2
